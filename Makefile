@@ -1,0 +1,49 @@
+# make serve   set up if needed, then serve agents on port 8000 (MODEL=..., ARGS="--replicas 2 -- any vLLM flags")
+# make test    set up if needed, then pass all tests
+# make check   lint and types
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+TORCH_CPU := torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: setup serve test check proof clean
+
+setup: $(VENV)/ready-$(BUILD)
+
+# pip takes the CPU build of torch from where it is configured to find one; elsewhere from PyTorch's own index.
+# vLLM's CPU wheel then brings a torchvision built for CUDA, which breaks `import vllm`: it goes, with its kin.
+$(VENV)/ready-cpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet "$(TORCH_CPU)" 2>/dev/null \
+	  || $(VENV)/bin/pip install --quiet "$(TORCH_CPU)" --extra-index-url $(TORCH_INDEX)
+	$(VENV)/bin/pip install --quiet -e ".[cpu,dev]"
+	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import torchvision" 2>/dev/null \
+	  || "$(CURDIR)/$(VENV)/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import vllm, transformers; transformers.LlamaConfig"
+	touch $@
+
+$(VENV)/ready-gpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -e ".[gpu,dev]"
+	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import vllm"
+	touch $@
+
+serve: setup
+	$(VENV)/bin/weft serve $(MODEL) $(ARGS)
+
+test: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV)

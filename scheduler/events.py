@@ -1,0 +1,113 @@
+"""What happened: the inputs of `Scheduler.handle`. Token counts are in tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrived:
+    """A client sent an LLM call. `pinned` names the worker that alone can serve it (a stored response)."""
+
+    step: str
+    model: str
+    identity: Identity
+    pinned: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The worker's first event with content reached the relay."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the worker counted for one step, in tokens. `cached` is the part of `prompt` found in its prefix cache."""
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The worker answered in full; `stop` is the API's finish reason, or None where it gives none."""
+
+    step: str
+    usage: Usage
+    stop: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The attempt ended without an answer. `retryable` is False once a byte of the answer has been seen."""
+
+    step: str
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepCancelled:
+    """The client went away."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A worker can serve, or changed what it serves. `kv_tokens` is its KV capacity in tokens, 0 if unknown.
+
+    `incarnation` differs for each life of the worker: a restarted worker holds no KV.
+    """
+
+    worker: str
+    pool: str
+    models: tuple[str, ...]
+    incarnation: str
+    kv_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """The worker takes no new session; the ones it has go on."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """The worker died or does not answer; what it held is lost."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowFinished:
+    """The client said that this workflow makes no further call."""
+
+    tenant: str
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; sent about once a second."""
+
+
+Event = (
+    StepArrived
+    | FirstToken
+    | StepFinished
+    | StepFailed
+    | StepCancelled
+    | WorkerUp
+    | WorkerDraining
+    | WorkerDown
+    | WorkflowFinished
+    | Tick
+)

@@ -1,0 +1,176 @@
+"""Who sent this call: tenant, workflow, session, role, parent, and which rule said so.
+
+One table, first hit per field: explicit fields of the body, then the headers of one harness, then nothing
+(an anonymous workflow of one step). Never an error: what cannot be read does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+Headers = Mapping[str, str]
+"""Header names in lower case."""
+
+LONGEST_ID = 256
+ANONYMOUS = "anonymous"
+
+_UNSAFE = re.compile(r"[^!-~]")
+_VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one rule read off a call. `final` says that the session makes no further call."""
+
+    workflow: str | None = None
+    session: str | None = None
+    parent: str | None = None
+    role: str | None = None
+    template: str | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Claim):
+    """The claims of all rules, first hit per field. `rule` is the one that named the session or the workflow."""
+
+    tenant: str = ""
+    rule: str = ANONYMOUS
+
+
+Rule = Callable[[Headers, Mapping[str, Any]], Claim | None]
+
+
+def resolve(tenant: str, headers: Headers, body: Mapping[str, Any]) -> Identity:
+    """Merge what the body's explicit fields and one harness's headers say. Linear in the number of headers."""
+    claims = [(name, claim) for name, read in EXPLICIT if (claim := read(headers, body))]
+    claims += next(([(name, claim)] for name, read in HARNESSES if (claim := read(headers, body))), [])
+    found: dict[str, Any] = {}
+    for field in fields(Claim):
+        found[field.name] = next((value for _, c in claims if (value := getattr(c, field.name))), field.default)
+    rule = next((name for name, c in claims if c.session or c.workflow), ANONYMOUS)
+    return Identity(**found, tenant=tenant, rule=rule)
+
+
+def clean(value: object) -> str | None:
+    """An id as we keep it: printable ASCII of at most `LONGEST_ID` characters, else its hash; None if empty."""
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        return None
+    text = str(value)
+    if len(text) <= LONGEST_ID and not _UNSAFE.search(text):
+        return text
+    return "h-" + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def agentic_context(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `vllm_xargs.agentic_context` of vllm-router's contract: an object, or a JSON string of one."""
+    xargs = body.get("vllm_xargs")
+    context = xargs.get("agentic_context") if isinstance(xargs, Mapping) else None
+    if isinstance(context, str):
+        context = _json_object(context)
+    return context if isinstance(context, Mapping) else {}
+
+
+def _json_object(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _first(source: Mapping[str, Any], *names: str) -> str | None:
+    return next((value for name in names if (value := clean(source.get(name)))), None)
+
+
+def _claim(**found: Any) -> Claim | None:
+    return Claim(**found) if found.get("session") or found.get("workflow") else None
+
+
+def _agentic_context(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    context = agentic_context(body)
+    return _claim(
+        workflow=_first(context, "root_program_id", "task_id", "session_id", "program_id"),
+        session=_first(context, "program_id", "agent_id", "session_id"),
+        parent=_first(context, "parent_program_id"),
+        role=_first(context, "agent_role"),
+        final=context.get("expected_resume") is False,
+    )
+
+
+def _metadata(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    metadata = body.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return None
+    return _claim(
+        workflow=_first(metadata, "workflow_id"),
+        role=_first(metadata, "node"),
+        template=_first(metadata, "workflow"),
+    )
+
+
+def _dynamo(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    return _claim(
+        session=_first(headers, "x-dynamo-session-id"),
+        parent=_first(headers, "x-dynamo-parent-session-id"),
+        final=headers.get("x-dynamo-session-final", "").lower() in ("1", "true"),
+    )
+
+
+def _claude_code(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    root = _first(headers, "x-claude-code-session-id")
+    agent = _first(headers, "x-claude-code-agent-id")
+    parent = _first(headers, "x-claude-code-parent-agent-id")
+    return _claim(
+        workflow=root,
+        session=agent or root,
+        parent=parent or (root if agent else None),
+        role=_first(headers, "x-claude-code-agent-type"),
+    )
+
+
+def _codex(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    # Unprefixed names are too generic to trust from any other client.
+    if not headers.get("user-agent", "").lower().startswith("codex") and "x-codex-window-id" not in headers:
+        return None
+    root = _first(headers, "session-id", "session_id")
+    return _claim(
+        workflow=root,
+        session=_first(headers, "thread-id", "conversation_id") or root,
+        parent=_first(headers, "x-codex-parent-thread-id"),
+        role=_first(headers, "x-openai-subagent"),
+    )
+
+
+def _session_header(session: str, parent: str | None = None) -> Rule:
+    def read(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+        return _claim(session=_first(headers, session), parent=_first(headers, parent) if parent else None)
+
+    return read
+
+
+def _vendor(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    name = next((n for n in headers if _VENDOR_SESSION.fullmatch(n) and n != "x-parent-session-id"), None)
+    return _claim(session=_first(headers, name)) if name else None
+
+
+EXPLICIT: tuple[tuple[str, Rule], ...] = (
+    ("agentic_context", _agentic_context),
+    ("metadata", _metadata),
+)
+
+HARNESSES: tuple[tuple[str, Rule], ...] = (
+    ("dynamo", _dynamo),
+    ("claude-code", _claude_code),
+    ("codex", _codex),
+    ("deepseek", _session_header("x-deepseek-harness-session-id", "x-deepseek-harness-parent-session-id")),
+    ("litellm", _session_header("x-litellm-session-id")),
+    ("vendor", _vendor),
+    ("x-session-id", _session_header("x-session-id", "x-parent-session-id")),
+    ("x-session-affinity", _session_header("x-session-affinity")),
+    ("x-correlation-id", _session_header("x-correlation-id")),
+)

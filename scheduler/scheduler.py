@@ -1,0 +1,218 @@
+"""The scheduler: events in, actions out, time passed in. It never waits and holds only soft state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scheduler import graph as g
+from scheduler.actions import Action, Cancel, Decision, Dispatch, Reject
+from scheduler.events import (
+    Event,
+    FirstToken,
+    StepArrived,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    Tick,
+    WorkerDown,
+    WorkerDraining,
+    WorkerUp,
+    WorkflowFinished,
+)
+from scheduler.identity import ANONYMOUS
+from scheduler.placement import FewestLive, Placement
+from scheduler.workers import Worker
+
+RETRY_AFTER_SECONDS = 5
+
+
+class Scheduler:
+    """Links each step to its workflow, sends it to its session's worker, and places what has none.
+
+    A session keeps its worker while that worker lives: its KV is there. Sessions move only when the worker is
+    lost or refuses the connection, and at a step boundary.
+    """
+
+    def __init__(self, placement: Placement | None = None, limits: g.Limits | None = None) -> None:
+        self.placement = placement or FewestLive()
+        self.graph = g.Graph(limits or g.Limits())
+        self.workers: dict[str, Worker] = {}
+        self.running: dict[str, g.Step] = {}
+        self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
+            StepArrived: self._arrived,
+            FirstToken: self._first_token,
+            StepFinished: self._finished,
+            StepFailed: self._failed,
+            StepCancelled: self._cancelled,
+            WorkerUp: self._up,
+            WorkerDraining: self._draining,
+            WorkerDown: self._down,
+            WorkflowFinished: self._workflow_finished,
+            Tick: self._tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event at `now` seconds and return what to do. Events on unknown steps do nothing."""
+        return self._handlers[type(event)](event, now)
+
+    def serving(self, model: str) -> list[Worker]:
+        """The workers that are up and serve `model`, in the order they were first named."""
+        return [w for w in self.workers.values() if w.up and model in w.models]
+
+    def refusal(self, step: str, model: str) -> Reject:
+        """Why no worker can serve `model` now: not up (503), still starting (503), or never heard of (404)."""
+        if any(model in w.models for w in self.workers.values()):
+            return Reject(step, 503, f"no worker of {model!r} is up", RETRY_AFTER_SECONDS)
+        if not self.workers or any(w.state == "starting" for w in self.workers.values()):
+            return Reject(step, 503, "the workers are starting", RETRY_AFTER_SECONDS)
+        return Reject(step, 404, f"The model `{model}` does not exist.")
+
+    def _arrived(self, event: StepArrived, now: float) -> list[Action]:
+        step = self.graph.link(event, now)
+        step.session.running += 1
+        self.running[step.id] = step
+        return [self._place(step, now)]
+
+    def _place(self, step: g.Step, now: float) -> Action:
+        able = [w for w in self.serving(step.model) if w.id not in step.tried]
+        if step.pinned is not None:
+            able = [w for w in able if w.id == step.pinned]
+        seat = self._seat(step, able)
+        fresh = [w for w in able if not w.draining] or able
+        if seat is not None:
+            decision = Decision(seat.id, "continues")
+        elif not fresh:
+            return self._refuse(step, now)
+        else:
+            decision = self.placement.place(step, fresh)
+            decision = Decision(decision.worker, self._why(step, decision.reason), decision.terms)
+        self._seize(step, self.workers[decision.worker], decision, now)
+        session = step.session
+        return Dispatch(step.id, session.workflow.id, session.id, session.owner, decision)
+
+    def _seat(self, step: g.Step, able: list[Worker]) -> Worker | None:
+        """The worker that holds the session's KV, if it is one of `able` and has not restarted since."""
+        seats = step.session.seats
+        return next((w for w in able if seats.get(w.pool) == w.seat), None)
+
+    def _why(self, step: g.Step, reason: str) -> str:
+        if step.pinned is not None:
+            return "pinned"
+        if step.tried:
+            return f"retried, {reason}"
+        pools = {w.pool for w in self.serving(step.model)}
+        return f"moved, {reason}" if pools & step.session.seats.keys() else reason
+
+    def _seize(self, step: g.Step, worker: Worker, decision: Decision, now: float) -> None:
+        step.decision, step.dispatched = decision, now
+        worker.running[step.id] = step
+        session = step.session
+        old = session.seats.get(worker.pool)
+        if old is not None and old != worker.seat:
+            self.workers[old[0]].sessions.discard(session)
+        session.seats[worker.pool] = worker.seat
+        worker.sessions.add(session)
+
+    def _refuse(self, step: g.Step, now: float) -> Reject:
+        self._settle(step, g.FAILED if step.tried else g.REJECTED, now)
+        if step.tried:
+            return Reject(step.id, 502, "the worker failed before it answered, and no other can take the step")
+        return self.refusal(step.id, step.model)
+
+    def _release(self, step: g.Step) -> None:
+        """Give back the step's place on its worker."""
+        if step.decision is not None:
+            self.workers[step.decision.worker].running.pop(step.id, None)
+
+    def _settle(self, step: g.Step, state: str, now: float) -> None:
+        """The step is over, however it ended."""
+        self._release(step)
+        del self.running[step.id]
+        step.state, step.finished = state, now
+        step.session.running -= 1
+        self.graph.touch(step.session, now)
+        if step.rule == ANONYMOUS or step.session.ended:
+            self._leave(step.session)
+
+    def _leave(self, session: g.Session) -> None:
+        """The session counts for no worker until its next step."""
+        if not session.running:
+            self.graph.live.pop(session, None)
+            for worker, _ in session.seats.values():
+                self.workers[worker].sessions.discard(session)
+
+    def _first_token(self, event: FirstToken, now: float) -> list[Action]:
+        if (step := self.running.get(event.step)) and step.first_token is None:
+            step.first_token = now
+        return []
+
+    def _finished(self, event: StepFinished, now: float) -> list[Action]:
+        if step := self.running.get(event.step):
+            step.usage, step.stop = event.usage, event.stop
+            self._settle(step, g.FINISHED, now)
+        return []
+
+    def _failed(self, event: StepFailed, now: float) -> list[Action]:
+        step = self.running.get(event.step)
+        if step is None:
+            return []
+        if not event.retryable or step.decision is None:
+            self._settle(step, g.FAILED, now)
+            return []
+        self._release(step)
+        step.tried += (step.decision.worker,)
+        step.session.seats.pop(self.workers[step.decision.worker].pool, None)
+        self.workers[step.decision.worker].sessions.discard(step.session)
+        return [self._place(step, now)]
+
+    def _cancelled(self, event: StepCancelled, now: float) -> list[Action]:
+        if step := self.running.get(event.step):
+            self._settle(step, g.CANCELLED, now)
+        return []
+
+    def _up(self, event: WorkerUp, now: float) -> list[Action]:
+        worker = self.workers.setdefault(event.worker, Worker(event.worker))
+        lost = self._lose(worker) if worker.incarnation != event.incarnation else []
+        worker.pool, worker.models = event.pool, frozenset(event.models)
+        worker.incarnation, worker.kv_tokens = event.incarnation, event.kv_tokens
+        worker.up = True
+        return lost
+
+    def _draining(self, event: WorkerDraining, now: float) -> list[Action]:
+        self.workers.setdefault(event.worker, Worker(event.worker)).draining = True
+        return []
+
+    def _down(self, event: WorkerDown, now: float) -> list[Action]:
+        worker = self.workers.setdefault(event.worker, Worker(event.worker))
+        worker.up = worker.draining = False
+        return self._lose(worker)
+
+    def _lose(self, worker: Worker) -> list[Action]:
+        """What the worker held is gone; whatever runs there is cut off."""
+        worker.sessions.clear()
+        return [Cancel(step, f"worker {worker.id} is lost") for step in worker.running]
+
+    def _workflow_finished(self, event: WorkflowFinished, now: float) -> list[Action]:
+        if workflow := self.graph.get(event.tenant, event.workflow):
+            workflow.finished = True
+            for session in workflow.sessions.values():
+                session.ended = True
+                self._leave(session)
+        return []
+
+    def _tick(self, event: Tick, now: float) -> list[Action]:
+        for session in [*self.graph.quiet(now), *self.graph.forget(now)]:
+            self._leave(session)
+        return []
+
+    def check(self) -> None:
+        """Raise AssertionError where a counter and what it counts disagree. For tests, and safe in production."""
+        on_workers = {step for w in self.workers.values() for step in w.running}
+        assert on_workers == self.running.keys(), "a running step has no worker, or a worker a step that ended"
+        sessions = [s for w in self.graph.workflows.values() for s in w.sessions.values()]
+        assert sum(s.running for s in sessions) == len(self.running), "a session counts a step that ended"
+        assert self.graph.steps == sum(len(w.steps) for w in self.graph.workflows.values()), "steps miscounted"
+        for worker in self.workers.values():
+            assert worker.sessions <= self.graph.live.keys(), "a worker holds a session that is not live"
+            assert all(s.seats.get(worker.pool) == worker.seat for s in worker.sessions), "a seat is elsewhere"

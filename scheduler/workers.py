@@ -1,0 +1,34 @@
+"""The workers as the core sees them: what they serve, whom they hold, what runs on them now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.graph import Session, Step
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One vLLM engine. `models` is empty until it was up once; `sessions` are the live ones seated on it."""
+
+    id: str
+    pool: str = ""
+    models: frozenset[str] = frozenset()
+    incarnation: str = ""
+    kv_tokens: int = 0
+    up: bool = False
+    draining: bool = False
+    running: dict[str, Step] = field(default_factory=dict)
+    sessions: set[Session] = field(default_factory=set)
+
+    @property
+    def state(self) -> str:
+        """`starting` before it was first up, then `up`, `draining` or `down`."""
+        if not self.up:
+            return "down" if self.models else "starting"
+        return "draining" if self.draining else "up"
+
+    @property
+    def seat(self) -> tuple[str, str]:
+        """Names this life of the worker; a seat of an earlier life holds no KV."""
+        return (self.id, self.incarnation)

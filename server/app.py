@@ -1,0 +1,89 @@
+"""The web application: routes, error shapes, and what lives as long as the front end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import errors
+from server import log as step_log
+from server.auth import Keys
+from server.core import Core
+from server.errors import ApiError
+from server.fleet import Fleet
+from server.metrics import Metrics
+from server.relay import upstream_client
+from server.routes import inference, native
+from server.state import State
+from server.stored import ResponseIndex
+from server.trace import Trace
+
+log = structlog.get_logger("weft")
+
+
+def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> FastAPI:
+    """Put the front end together. `fleet` is watched while the application runs; `app.state.weft` is its `State`."""
+    metrics, responses = Metrics(core), ResponseIndex()
+    core.watchers += [metrics.watch, responses.watch, step_log.watch]
+    if trace is not None:
+        core.watchers.append(trace.watch)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with upstream_client() as client:
+            app.state.weft = State(core, keys, client, responses)
+            tasks = [asyncio.create_task(core.tick()), asyncio.create_task(fleet.watch(core, client))]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+                if trace is not None:
+                    trace.close()
+
+    app = FastAPI(title="Weft", version=version("weft"), lifespan=lifespan, redoc_url=None)
+    inference.attach(app)
+    app.include_router(native.probes(metrics))
+    app.include_router(native.native)
+    _attach_errors(app)
+    return app
+
+
+def _attach_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return _respond(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        text = {404: f"There is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
+        response = _respond(request, ApiError(error.status_code, text.get(error.status_code, str(error.detail))))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _respond(request, ApiError(422, str(first["msg"]), ".".join(map(str, first["loc"]))))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.exception("a request failed", path=request.url.path, exc_info=error)
+        return _respond(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "Weft failed on this request."))
+
+
+def _respond(request: Request, error: ApiError) -> Response:
+    own = {"x-request-id": rid} if (rid := request.headers.get("x-request-id")) else None
+    return errors.response(error, anthropic=errors.is_anthropic(request.url.path), headers=own)

@@ -1,0 +1,147 @@
+"""One step as the client sent it, and as it goes to the worker: parsed once, its bytes kept wherever they can be."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from scheduler import identity
+from scheduler.identity import Identity
+from server.auth import Tenant
+from server.dialects import Chat, Completions, Dialect
+from server.errors import ApiError
+
+LARGEST_BODY = 32 * 1024 * 1024
+STEERING = frozenset({"session_id", "priority", "request_id", "kv_transfer_params", "kv_cache_report_mode"})
+"""Body fields that steer the engine: Weft's own, dropped from clients that are not trusted."""
+
+_NOT_FORWARDED = frozenset({
+    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
+    "proxy-authorization", "authorization", "x-api-key", "cookie", "accept-encoding",
+    "x-session-id", "x-vllm-priority", "x-request-id", "x-data-parallel-rank",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A step ready to be scheduled. `body` is what goes to the worker, `dialect` reads what comes back."""
+
+    id: str
+    request_id: str
+    path: str
+    tenant: Tenant
+    model: str
+    identity: Identity
+    stream: bool
+    body: bytes
+    headers: Mapping[str, str]
+    dialect: Dialect
+    fields: Mapping[str, Any]
+
+
+async def read_body(request: Request) -> bytes:
+    """The request's bytes. Raises ApiError 413 above `LARGEST_BODY`, as soon as that is known."""
+    declared = request.headers.get("content-length", "0")
+    too_large = ApiError(413, f"The request body exceeds {LARGEST_BODY} bytes.")
+    if declared.isdigit() and int(declared) > LARGEST_BODY:
+        raise too_large
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > LARGEST_BODY:
+                raise too_large
+            parts.append(part)
+    except ClientDisconnect:
+        raise ApiError(400, "The client went away.") from None
+    return b"".join(parts)
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises ApiError 400 where it is none."""
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ApiError(400, "The request body is not a JSON object.")
+    return fields
+
+
+def parse(request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], default_model: str) -> Call:
+    """Read what scheduling needs and make the worker's body. Raises ApiError 400 on what no worker could serve."""
+    fields = parse_object(raw)
+    headers = request.headers
+    model = fields.get("model", default_model)
+    if not isinstance(model, str):
+        raise ApiError(400, "`model` is not a string.", "model")
+    who = identity.resolve(tenant.name, headers, fields)
+    step = uuid.uuid4().hex
+    stream = fields.get("stream") is True
+    added = _added(fields, tenant, stream and dialect in (Chat, Completions))
+    return Call(
+        id=step,
+        request_id=identity.clean(headers.get("x-request-id")) or step,
+        path=request.url.path,
+        tenant=tenant,
+        model=model,
+        identity=who,
+        stream=stream,
+        body=_splice(_cleaned(raw, fields, tenant.trusted), added),
+        headers=forwarded(headers),
+        dialect=dialect(drop_usage="stream_options" in added),
+        fields=fields,
+    )
+
+
+def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    """The client's headers that go on to the worker: all but the connection's, secrets, and those that are Weft's."""
+    kept = {name: value for name, value in headers.items() if name not in _NOT_FORWARDED}
+    kept["accept-encoding"] = "identity"
+    return kept
+
+
+def owned_headers(call: Call, owner: str) -> dict[str, str]:
+    """The headers of the request to the worker. The client's request id stays here: the engine aborts by it."""
+    return {**call.headers, "x-session-id": owner, "x-request-id": call.id}
+
+
+def _cleaned(raw: bytes, fields: Mapping[str, Any], trusted: bool) -> bytes:
+    """The body less the fields that are Weft's; the same bytes where there are none."""
+    dropped = frozenset() if trusted else STEERING
+    xargs = fields.get("vllm_xargs")
+    hidden = (dropped | {"agentic_context"}) & xargs.keys() if isinstance(xargs, dict) else frozenset()
+    if not hidden and not dropped & fields.keys():
+        return raw
+    kept = {name: value for name, value in fields.items() if name not in dropped}
+    if hidden and isinstance(xargs, dict):
+        kept["vllm_xargs"] = {name: value for name, value in xargs.items() if name not in hidden}
+        if not kept["vllm_xargs"]:
+            del kept["vllm_xargs"]
+    return orjson.dumps(kept)
+
+
+def _added(fields: Mapping[str, Any], tenant: Tenant, asks_usage: bool) -> dict[str, Any]:
+    added: dict[str, Any] = {}
+    options = fields.get("stream_options")
+    if asks_usage and (options is None or (isinstance(options, dict) and not options.get("include_usage"))):
+        added["stream_options"] = {**(options or {}), "include_usage": True, "continuous_usage_stats": False}
+    if tenant.isolated:
+        salt = f"{tenant.name}\0{fields.get('cache_salt') or ''}".encode("utf-8", "surrogatepass")
+        added["cache_salt"] = hashlib.blake2b(salt, digest_size=16).hexdigest()
+    return added
+
+
+def _splice(raw: bytes, added: Mapping[str, Any]) -> bytes:
+    """Put `added` at the end of the object: where a name occurs twice, JSON readers take the last."""
+    if not added:
+        return raw
+    inner = raw.rstrip()[:-1].rstrip()
+    comma = b"" if inner.endswith(b"{") else b","
+    return inner + comma + orjson.dumps(added)[1:]

@@ -1,0 +1,207 @@
+"""Drives the scheduler from the event loop: gives it events and the time, carries out its actions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from scheduler.actions import Action, Cancel, Decision, Dispatch, Reject
+from scheduler.events import (
+    Event,
+    FirstToken,
+    StepArrived,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    Tick,
+    Usage,
+    WorkerDown,
+    WorkerUp,
+)
+from scheduler.identity import Identity
+from scheduler.scheduler import Scheduler
+from server.call import Call
+from server.errors import ApiError
+
+log = structlog.get_logger("weft")
+
+FALLBACK = "core-failed, fewest-attempts"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a worker that is up is reached."""
+
+    worker: str
+    url: str
+    cards: tuple[dict[str, Any], ...] = ()
+    api_key: str | None = None
+    incarnation: str = ""
+    version: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The ids it serves: the model and its adapters."""
+        return tuple(card["id"] for card in self.cards)
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One step in the relay's hands, from its arrival to its end: what happened to it, for those who watch.
+
+    Times are in seconds on the core's clock. `cut` ends the attempt on the worker at once.
+    """
+
+    call: Call
+    arrived: float
+    dispatch: Dispatch | None = None
+    dispatched: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    state: str = "running"
+    status: int = 0
+    tries: int = 0
+    after: tuple[str, ...] = ()
+    cut: Callable[[], None] | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens, as the worker reported them so far."""
+        return self.call.dialect.usage
+
+
+@dataclass(eq=False)
+class Core:
+    """The one owner of the scheduler. If the scheduler fails, steps are still served, least-loaded, and counted."""
+
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    watchers: list[Callable[[Attempt], None]] = field(default_factory=list)
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        # Epoch seconds that never step back.
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the epoch, monotonic."""
+        return time.monotonic() + self._offset
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker can serve and new work is welcome."""
+        return bool(self.endpoints) and not self.draining
+
+    def arrive(self, call: Call, pinned: str | None = None) -> tuple[Attempt, Dispatch | Reject]:
+        """A step has come: schedule it. The caller ends the attempt with `end`, whatever happens."""
+        attempt = self.attempts[call.id] = Attempt(call, self.now())
+        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned))
+        if step := self.scheduler.running.get(call.id):
+            attempt.after = step.after
+        return attempt, self._take(attempt, actions)
+
+    def failed(self, attempt: Attempt, reason: str, retryable: bool) -> Dispatch | Reject | None:
+        """The attempt on its worker broke. Returns where to go next; None where the answer had begun."""
+        tried = self._leave_worker(attempt)
+        actions = self._handle(StepFailed(attempt.call.id, reason, retryable))
+        return self._take(attempt, actions, avoid=tried) if retryable else None
+
+    def first_token(self, attempt: Attempt) -> None:
+        """Content has come."""
+        attempt.first_token = self.now()
+        self._handle(FirstToken(attempt.call.id))
+
+    def end(self, attempt: Attempt, state: str) -> None:
+        """The step is over. Gives back everything it counted for; safe to call at any point after `arrive`."""
+        if self.attempts.pop(attempt.call.id, None) is None:
+            return
+        attempt.state, attempt.finished = state, self.now()
+        self._leave_worker(attempt)
+        step, dialect = attempt.call.id, attempt.call.dialect
+        if state == "finished":
+            self._handle(StepFinished(step, dialect.usage, dialect.stop))
+        elif state == "cancelled":
+            self._handle(StepCancelled(step))
+        else:
+            self._handle(StepFailed(step, state, retryable=False))
+        for watch in self.watchers:
+            watch(attempt)
+
+    def worker_up(self, endpoint: Endpoint, pool: str, kv_tokens: int) -> None:
+        """The worker answers, or changed what it serves."""
+        self.endpoints[endpoint.worker] = endpoint
+        self._handle(WorkerUp(endpoint.worker, pool, endpoint.models, endpoint.incarnation, kv_tokens))
+
+    def worker_down(self, worker: str) -> None:
+        """The worker does not answer, or has not yet."""
+        self.endpoints.pop(worker, None)
+        self._handle(WorkerDown(worker))
+
+    def tell(self, event: Event) -> None:
+        """Pass on an event that dispatches nothing."""
+        self._handle(event)
+
+    async def tick(self, seconds: float = 1.0) -> None:
+        """Tell the scheduler that time passes, until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            self._handle(Tick())
+
+    def _handle(self, event: Event) -> list[Action]:
+        try:
+            actions = self.scheduler.handle(event, self.now())
+        except Exception:
+            self.failures += 1
+            log.exception("the core failed; the step is served without it", event_type=type(event).__name__)
+            return []
+        for action in actions:
+            if isinstance(action, Cancel) and (attempt := self.attempts.get(action.step)) and attempt.cut:
+                attempt.cut()
+        return actions
+
+    def _take(self, attempt: Attempt, actions: list[Action], avoid: str | None = None) -> Dispatch | Reject:
+        action = next((a for a in actions if isinstance(a, Dispatch | Reject)), None)
+        action = action or self._fallback(attempt.call, avoid)
+        if isinstance(action, Dispatch):
+            attempt.dispatch, attempt.dispatched = action, self.now()
+            attempt.tries += 1
+            self.in_flight[action.decision.worker] += 1
+        return action
+
+    def _leave_worker(self, attempt: Attempt) -> str | None:
+        """Give back the attempt's place on its worker, once."""
+        if attempt.dispatched is None or attempt.dispatch is None:
+            return None
+        worker = attempt.dispatch.decision.worker
+        attempt.cut = attempt.dispatched = None
+        self.in_flight[worker] -= 1
+        return worker
+
+    def _fallback(self, call: Call, avoid: str | None) -> Dispatch | Reject:
+        able = [e.worker for e in self.endpoints.values() if call.model in e.models and e.worker != avoid]
+        if not able:
+            return Reject(call.id, 503, f"no worker of {call.model!r} is up", 5)
+        worker = min(able, key=lambda name: (self.in_flight[name], name))
+        return Dispatch(call.id, f"w-{call.id}", f"w-{call.id}", f"b{call.id[:16]}", Decision(worker, FALLBACK))
+
+    def missing(self, model: str) -> ApiError:
+        """Why no worker serves `model` now."""
+        refusal = self.scheduler.refusal("", model)
+        return ApiError(refusal.status, refusal.reason, retry_after=refusal.retry_after)
+
+    def knows(self, identity: Identity) -> bool:
+        """Whether a step of this identity continues a workflow."""
+        return self.scheduler.graph.knows(identity)
+
+    def default_model(self) -> str:
+        """What a request without `model` means: the first model of the first worker."""
+        return next((e.models[0] for e in self.endpoints.values() if e.models), "")

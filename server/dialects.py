@@ -1,0 +1,194 @@
+"""What the relay must understand of each API's answers: usage, stop, first content, and how to speak up in a stream.
+
+Only events that carry one of the `marks` are parsed once content has been seen: a quote inside a JSON string is
+escaped, so that a mark cannot occur in generated text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from scheduler.events import Usage
+from server import errors
+
+
+class Dialect:
+    """Reads one answer. One object per call; `usage`, `stop`, `content` and `error` fill as events pass."""
+
+    anthropic = False
+    ping = b": keep-alive\n\n"
+    marks: tuple[bytes, ...] = ()
+
+    def __init__(self, drop_usage: bool = False) -> None:
+        self.drop_usage = drop_usage
+        self.usage = Usage()
+        self.stop: str | None = None
+        self.content = False
+        self.error: str | None = None
+        self.response_id: str | None = None
+
+    def feed(self, block: bytes) -> bytes:
+        """Take whole events and return those to relay: all, less the usage chunk that the client did not ask for."""
+        if self.content and not any(mark in block for mark in self.marks):
+            return block
+        dropped = False
+        kept = []
+        for event in split(block):
+            if self._read(event):
+                kept.append(event)
+            else:
+                dropped = True
+        return b"".join(kept) if dropped else block
+
+    def _read(self, event: bytes) -> bool:
+        data = payload(event)
+        if not isinstance(data, dict):
+            return True
+        if isinstance(failure := data.get("error"), dict):
+            self.error = str(failure.get("message"))
+        return self.read_event(data)
+
+    def read_event(self, data: Mapping[str, Any]) -> bool:
+        """Learn from one event; False drops it."""
+        raise NotImplementedError
+
+    def read_whole(self, data: Mapping[str, Any]) -> None:
+        """Learn from an answer that was not streamed."""
+        raise NotImplementedError
+
+    def error_event(self, message: str) -> bytes:
+        """The API's in-stream error, for a stream that has begun."""
+        return b"data: " + errors.body(502, message) + b"\n\ndata: [DONE]\n\n"
+
+
+class Completions(Dialect):
+    """`/v1/completions`."""
+
+    marks = (b'"usage":{', b'"finish_reason":"', b'"error":{')
+
+    def read_event(self, data: Mapping[str, Any]) -> bool:
+        choices = data.get("choices") or []
+        for choice in choices:
+            self.content = self.content or self.has_content(choice)
+            self.stop = choice.get("finish_reason") or self.stop
+        self._count(data)
+        return not (self.drop_usage and not choices and isinstance(data.get("usage"), dict))
+
+    def read_whole(self, data: Mapping[str, Any]) -> None:
+        self.content = True
+        choices = data.get("choices") or [{}]
+        self.stop = choices[0].get("finish_reason")
+        self._count(data)
+
+    def has_content(self, choice: Mapping[str, Any]) -> bool:
+        """Whether a chunk's choice carries generated tokens."""
+        return bool(choice.get("text"))
+
+    def _count(self, data: Mapping[str, Any]) -> None:
+        if isinstance(usage := data.get("usage"), dict):
+            details = usage.get("prompt_tokens_details") or {}
+            self.usage = Usage(
+                prompt=usage.get("prompt_tokens") or 0,
+                cached=details.get("cached_tokens") or 0,
+                output=usage.get("completion_tokens") or 0,
+            )
+
+
+class Chat(Completions):
+    """`/v1/chat/completions`."""
+
+    def has_content(self, choice: Mapping[str, Any]) -> bool:
+        delta = choice.get("delta") or {}
+        return any(delta.get(part) for part in ("content", "reasoning", "reasoning_content", "tool_calls", "refusal"))
+
+
+class Responses(Dialect):
+    """`/v1/responses`."""
+
+    marks = (
+        b"event: response.completed", b"event: response.incomplete", b"event: response.failed", b"event: error",
+        b'"error":{',
+    )  # fmt: skip
+
+    def read_event(self, data: Mapping[str, Any]) -> bool:
+        kind = str(data.get("type"))
+        self.content = self.content or kind.endswith(".delta")
+        if isinstance(response := data.get("response"), dict):
+            self.read_whole(response)
+        if kind == "error":
+            self.error = str(data.get("message"))
+        return True
+
+    def read_whole(self, data: Mapping[str, Any]) -> None:
+        self.response_id = data.get("id") or self.response_id
+        self.stop = data.get("status")
+        if isinstance(usage := data.get("usage"), dict):
+            details = usage.get("input_tokens_details") or {}
+            self.usage = Usage(
+                prompt=usage.get("input_tokens") or 0,
+                cached=details.get("cached_tokens") or 0,
+                output=usage.get("output_tokens") or 0,
+            )
+
+    def error_event(self, message: str) -> bytes:
+        failure = {"type": "error", "code": "server_error", "message": message, "param": None}
+        # `error` repeats it where SDKs look for a failure of any stream.
+        return b"event: error\ndata: " + orjson.dumps({**failure, "error": failure}) + b"\n\n"
+
+
+class Messages(Dialect):
+    """`/v1/messages`."""
+
+    anthropic = True
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+    marks = (b"event: message_delta", b"event: error", b'"error":{')
+
+    def read_event(self, data: Mapping[str, Any]) -> bool:
+        kind = data.get("type")
+        block = data.get("content_block") or {}
+        self.content = self.content or kind == "content_block_delta" or block.get("type") == "tool_use"
+        if kind == "message_start":
+            self._count(data.get("message") or {})
+        elif kind == "message_delta":
+            self.stop = (data.get("delta") or {}).get("stop_reason") or self.stop
+            self._count(data)
+        return True
+
+    def read_whole(self, data: Mapping[str, Any]) -> None:
+        self.content = True
+        self.stop = data.get("stop_reason")
+        self._count(data)
+
+    def _count(self, data: Mapping[str, Any]) -> None:
+        if isinstance(usage := data.get("usage"), dict):
+            cached = usage.get("cache_read_input_tokens") or 0
+            # Anthropic counts the parts of the prompt apart: fresh, read from the cache, written to it.
+            prompt = (usage.get("input_tokens") or 0) + cached + (usage.get("cache_creation_input_tokens") or 0)
+            self.usage = Usage(prompt, cached, usage.get("output_tokens") or 0)
+
+    def error_event(self, message: str) -> bytes:
+        return b"event: error\ndata: " + errors.body(502, message, anthropic=True) + b"\n\n"
+
+
+def split(block: bytes) -> Iterator[bytes]:
+    """The events of a block, each with its blank line."""
+    start = 0
+    while (end := block.find(b"\n\n", start)) >= 0:
+        yield block[start : end + 2]
+        start = end + 2
+    if start < len(block):
+        yield block[start:]
+
+
+def payload(event: bytes) -> object:
+    """The JSON of an event's data line, or None."""
+    for line in event.split(b"\n"):
+        if line.startswith(b"data: {"):
+            try:
+                return orjson.loads(line[6:])
+            except orjson.JSONDecodeError:
+                return None
+    return None

@@ -1,0 +1,54 @@
+"""Logging: one structured line a step, no prompt text ever."""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+
+from server.core import Attempt
+
+log = structlog.get_logger("weft")
+
+
+def configure(form: str) -> None:
+    """Send log lines to standard error, as text for people or as JSON."""
+    renderer = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=0
+    )  # fmt: skip
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def watch(attempt: Attempt) -> None:
+    """Write the line of a step that ended. Times are in milliseconds."""
+    call, dispatch, usage = attempt.call, attempt.dispatch, attempt.usage
+    first, ended = attempt.first_token, attempt.finished or attempt.arrived
+    log.info(
+        "step",
+        step=call.id,
+        request=call.request_id,
+        tenant=call.tenant.name,
+        workflow=dispatch.workflow if dispatch else None,
+        session=dispatch.session if dispatch else None,
+        rule=call.identity.rule,
+        model=call.model,
+        worker=dispatch.decision.worker if dispatch else None,
+        decision=str(dispatch.decision) if dispatch else None,
+        state=attempt.state,
+        status=attempt.status,
+        tries=attempt.tries,
+        ttft_ms=None if first is None else round(1000 * (first - attempt.arrived), 1),
+        total_ms=round(1000 * (ended - attempt.arrived), 1),
+        prompt_tokens=usage.prompt,
+        cached_tokens=usage.cached,
+        output_tokens=usage.output,
+    )

@@ -1,0 +1,95 @@
+"""`weft_*` metrics. No workflow or session in a label; tenants come from the operator's key file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.core import Attempt, Core
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+disable_created_metrics()
+
+
+class Metrics:
+    """Counts the steps that end; reads the gauges off the core when asked."""
+
+    def __init__(self, core: Core) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_Gauges(core))
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"weft_{name}", text, labels, registry=self.registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"weft_{name}_seconds", text, labels, buckets=SECONDS, registry=self.registry)
+
+        self.steps = counter("steps", "Steps that ended, by how", "model", "worker", "tenant", "state")
+        self.decisions = counter("decisions", "Steps sent to a worker, by why", "reason")
+        self.identity = counter("identity", "Steps by the rule that named their session", "rule")
+        self.retries = counter("retries", "Times a step went to another worker because one was lost", "model")
+        self.prompt = counter("prompt_tokens", "Prompt tokens, as workers count them", "model", "worker")
+        self.cached = counter("cached_tokens", "Prompt tokens found in a prefix cache", "model", "worker")
+        self.output = counter("output_tokens", "Generated tokens", "model", "worker")
+        self.ttft = seconds("time_to_first_token", "From the step's arrival to its first content", "model")
+        self.duration = seconds("step_duration", "From the step's arrival to its end", "model")
+
+    def watch(self, attempt: Attempt) -> None:
+        """Count one step that ended."""
+        call, usage = attempt.call, attempt.usage
+        decision = attempt.dispatch.decision if attempt.dispatch else None
+        # A model that no worker serves is the client's text: not for a label.
+        model, worker = (call.model, decision.worker) if decision else ("", "")
+        self.steps.labels(model, worker, call.tenant.name, attempt.state).inc()
+        self.identity.labels(call.identity.rule).inc()
+        if decision is None or attempt.finished is None:
+            return
+        self.decisions.labels(decision.reason).inc()
+        self.retries.labels(model).inc(attempt.tries - 1)
+        for metric, tokens in ((self.prompt, usage.prompt), (self.cached, usage.cached), (self.output, usage.output)):
+            metric.labels(model, worker).inc(tokens)
+        self.duration.labels(model).observe(attempt.finished - attempt.arrived)
+        if attempt.first_token is not None:
+            self.ttft.labels(model).observe(attempt.first_token - attempt.arrived)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def collect(self) -> Iterable[Metric]:
+        core = self._core
+        workers = core.scheduler.workers.values()
+        yield _gauge("running_steps", "Steps at a worker now", "worker", {w.id: len(w.running) for w in workers})
+        yield _gauge(
+            "live_sessions", "Live sessions seated on a worker", "worker", {w.id: len(w.sessions) for w in workers}
+        )
+        yield _gauge("kv_capacity_tokens", "KV capacity of a worker", "worker", {w.id: w.kv_tokens for w in workers})
+        states = dict.fromkeys(("starting", "up", "draining", "down"), 0)
+        for worker in workers:
+            states[worker.state] += 1
+        yield _gauge("workers", "Workers by state", "state", states)
+        totals = {
+            "open_steps": (len(core.attempts), "Steps that have arrived and not ended"),
+            "workflows": (len(core.scheduler.graph.workflows), "Workflows remembered"),
+            "remembered_steps": (core.scheduler.graph.steps, "Steps remembered in run graphs"),
+        }
+        for name, (value, text) in totals.items():
+            yield GaugeMetricFamily(f"weft_{name}", text, value=value)
+        yield CounterMetricFamily("weft_core_failures", "Events on which the core failed", value=core.failures)
+
+
+def _gauge(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"weft_{name}", text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family

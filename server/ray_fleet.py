@@ -1,0 +1,164 @@
+"""Workers that Ray runs: one named, detached actor in a placement group of its own per worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import ray
+import structlog
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from server.config import ConfigError
+from server.core import Core
+from server.engine import EngineSpec
+from server.fleet import Location, follow_all
+from server.local_ray import NAMESPACE
+from server.worker import WorkerActor
+
+log = structlog.get_logger("weft")
+
+PLACE_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
+
+
+class RayFleet:
+    """Starts or adopts the workers that `specs` name, in the Ray cluster that this process has joined."""
+
+    def __init__(self, specs: Sequence[EngineSpec], home: str, host: str | None, cpu_share: int) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self._arguments = (home, host, cpu_share)
+        self._actors: dict[str, Any] = {}
+        self.states: dict[str, str] = dict.fromkeys(self.specs, "placing")
+        self.failed: dict[str, str] = {}
+
+    def start(self, end_others: bool, report: Callable[[str], None] = lambda _: None) -> None:
+        """Adopt the workers that run as asked, end those that run otherwise, start the rest. Blocks.
+
+        Raises ConfigError where the cluster has no room, naming what is missing.
+        """
+        for name in list_workers():
+            actor = ray.get_actor(name, NAMESPACE)
+            spec = _spec_of(actor)
+            if name in self.specs and spec == self.specs[name]:
+                self._actors[name] = actor
+                report(f"adopted {name}")
+            elif name in self.specs or end_others:
+                end_worker(name)
+        missing = [spec for name, spec in self.specs.items() if name not in self._actors]
+        _check_room(missing)
+        for spec in missing:
+            self._actors[spec.name] = self._start_one(spec)
+
+    def _start_one(self, spec: EngineSpec) -> Any:
+        group = _place(spec)
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        options = {
+            "name": spec.name,
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "max_restarts": -1,
+            "max_concurrency": 4,
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
+            "scheduling_strategy": strategy,
+        }
+        return ray.remote(WorkerActor).options(**options).remote(spec, *self._arguments)
+
+    async def watch(self, core: Core, client: aiohttp.ClientSession) -> None:
+        """Report the workers to the core until cancelled."""
+        await follow_all(self, tuple(self.specs), core, client)
+
+    async def locate(self, worker: str) -> Location | None:
+        """Ask the actor where its server is; None while it starts, restarts or has failed."""
+        try:
+            info = await asyncio.wait_for(self._actors[worker].info.remote(), ANSWER_SECONDS)
+        except (RayError, TimeoutError):
+            self.states[worker] = "restarting"
+            return None
+        self.states[worker] = info["state"]
+        if info["state"] == "failed":
+            self.failed[worker] = info["log_tail"]
+        if info["state"] != "ready":
+            return None
+        return Location(info["url"], info["api_key"], info["incarnation"])
+
+    def stop(self) -> None:
+        """End all workers gracefully, at once. Blocks."""
+        end_workers(list(self.specs))
+
+
+def list_workers() -> list[str]:
+    """The names of Weft's workers in the cluster."""
+    return sorted(
+        row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE
+    )
+
+
+def end_worker(name: str) -> None:
+    """End one worker and give back what it reserved."""
+    end_workers([name])
+
+
+def end_workers(names: Sequence[str]) -> None:
+    """End workers: their servers first, gracefully and at the same time, then the actors and what they reserved."""
+    actors = {}
+    for name in names:
+        with suppress(ValueError):
+            actors[name] = ray.get_actor(name, NAMESPACE)
+    stopping = [actor.stop.remote() for actor in actors.values()]
+    if stopping:
+        ray.wait(stopping, num_returns=len(stopping), timeout=40)
+    for actor in actors.values():
+        ray.kill(actor, no_restart=True)
+    for group_id, row in placement_group_table().items():
+        if row["name"] in names and row["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
+    _await_gone(list(actors))
+
+
+def _await_gone(names: Sequence[str], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while set(names) & set(list_workers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _spec_of(actor: Any) -> EngineSpec | None:
+    try:
+        info = ray.get(actor.info.remote(), timeout=ANSWER_SECONDS)
+    except RayError:
+        return None
+    return info["spec"] if info["state"] in ("starting", "ready") else None
+
+
+def _bundle(spec: EngineSpec) -> dict[str, float]:
+    return {"CPU": spec.cpus} | ({"GPU": spec.gpus} if spec.gpus else {})
+
+
+def _check_room(specs: Sequence[EngineSpec]) -> None:
+    total = ray.cluster_resources()
+    for resource in ("GPU", "CPU"):
+        needed = sum(_bundle(spec).get(resource, 0) for spec in specs)
+        if needed > total.get(resource, 0):
+            raise ConfigError(
+                f"{len(specs)} workers need {needed:g} {resource}, the Ray cluster has {total.get(resource, 0):g}"
+            )
+
+
+def _place(spec: EngineSpec) -> PlacementGroup:
+    """Reserve the worker's resources on one node. Raises ConfigError that names what is missing."""
+    bundle = _bundle(spec)
+    group = placement_group([bundle], name=spec.name, lifetime="detached")
+    if not group.wait(PLACE_SECONDS):
+        free = ray.available_resources()
+        remove_placement_group(group)
+        needs = ", ".join(f"{amount:g} {resource}" for resource, amount in bundle.items())
+        left = ", ".join(f"{free.get(resource, 0):g} {resource}" for resource in bundle)
+        raise ConfigError(f"worker {spec.name} needs {needs} on one node; free in the Ray cluster: {left}")
+    return group

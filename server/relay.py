@@ -1,0 +1,257 @@
+"""Relays one step: to its worker over HTTP and back, bytes untouched, cancelled when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import aiohttp
+import orjson
+import structlog
+from starlette.responses import Response
+
+from scheduler.actions import Dispatch, Reject
+from server import errors, sse
+from server.call import Call, owned_headers
+from server.core import Attempt, Core
+from server.errors import ApiError
+
+log = structlog.get_logger("weft")
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+
+CONNECT_SECONDS = 5.0
+STALL_SECONDS = 900.0  # a worker that sends nothing for so long
+COMMIT_SECONDS = 10.0  # until then a stream keeps its status and headers exact
+KEEP_ALIVE_SECONDS = 15.0
+SLOW_READER_SECONDS = 60.0
+WATCH_SECONDS = 5.0
+LOST = (aiohttp.ClientError, ConnectionError, TimeoutError)
+
+_NOT_RELAYED = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade",
+    "content-length", "server", "date", "x-request-id",
+})  # fmt: skip
+
+
+def upstream_client() -> aiohttp.ClientSession:
+    """The HTTP client for workers. vLLM closes idle connections after 5 s; we must be first."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
+        auto_decompress=False,
+        skip_auto_headers=("user-agent",),
+    )
+
+
+class WorkerLost(Exception):
+    """The worker broke off, or cannot be reached."""
+
+
+class Exchange(Response):
+    """The answer to one step, as an ASGI response that schedules, relays, retries and gives everything back."""
+
+    def __init__(self, call: Call, core: Core, client: aiohttp.ClientSession, pinned: str | None = None) -> None:
+        self.call, self.core, self.client, self.pinned = call, core, client, pinned
+        self.started = False  # the client has status and headers
+        self.began = False  # the worker's answer has begun: no retry
+        self.gone = False  # the client has left, or reads nothing
+        self.done = False  # the client has everything
+        self.sending_since: float | None = None
+        self.last_sent = self.opened = asyncio.get_running_loop().time()
+        self.background = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve the step; every counter it raised is given back in the one `finally`."""
+        self.send = send
+        task = asyncio.current_task()
+        assert task is not None
+        self.attempt, action = self.core.arrive(self.call, self.pinned)
+        guard = asyncio.create_task(self._guard(receive, task))
+        state = "failed"
+        try:
+            state = await self._serve(action)
+        except asyncio.CancelledError:
+            state = "cancelled"
+            if not self.gone:
+                raise
+            task.uncancel()
+        finally:
+            guard.cancel()
+            self.core.end(self.attempt, state)
+
+    async def _serve(self, action: Dispatch | Reject | None) -> str:
+        """Try workers until one has answered; return how it ended."""
+        while isinstance(action, Dispatch):
+            try:
+                return await self._attempt(self.attempt, action)
+            except WorkerLost as lost:
+                reason = str(lost)
+                log.warning("worker lost a step", worker=action.decision.worker, step=self.call.id, reason=reason)
+                action = self.core.failed(self.attempt, reason, retryable=not self.began)
+                if action is None:
+                    await self._fail(ApiError(502, f"The worker failed while it answered: {reason}"))
+        if isinstance(action, Reject):
+            await self._fail(ApiError(action.status, action.reason, retry_after=action.retry_after))
+        return "rejected" if isinstance(action, Reject) else "failed"
+
+    async def _attempt(self, attempt: Attempt, action: Dispatch) -> str:
+        endpoint = self.core.endpoints.get(action.decision.worker)
+        if endpoint is None:
+            raise WorkerLost("the worker is down")
+        headers = owned_headers(self.call, action.owner)
+        if endpoint.api_key:
+            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        url = endpoint.url + self.call.path
+        try:
+            async with asyncio.timeout(None) as limit:
+                attempt.cut = lambda: limit.reschedule(0)
+                async with self.client.post(url, data=self.call.body, headers=headers) as upstream:
+                    attempt.status = upstream.status
+                    if upstream.content_type == "text/event-stream":
+                        return await self._stream(upstream)
+                    return await self._whole(upstream)
+        except aiohttp.SocketTimeoutError:
+            self.core.failed(attempt, "stalled", retryable=False)
+            await self._fail(ApiError(504, f"The worker sent nothing for {STALL_SECONDS:g} s."))
+            return "failed"
+        except LOST as error:
+            raise WorkerLost(str(error) or type(error).__name__) from None
+
+    async def _stream(self, upstream: aiohttp.ClientResponse) -> str:
+        dialect = self.call.dialect
+        async for block in sse.blocks(upstream.content):
+            self.began = self.began or not block.startswith(b":")
+            kept = dialect.feed(block)
+            if dialect.content and self.attempt.first_token is None:
+                self.core.first_token(self.attempt)
+            if kept:
+                if not self.started:
+                    await self._start(upstream.status, relayed(upstream))
+                await self._write(kept)
+        if not self.started:
+            await self._start(upstream.status, relayed(upstream))
+        await self._write(b"", more=False)
+        return "failed" if dialect.error else "finished"
+
+    async def _whole(self, upstream: aiohttp.ClientResponse) -> str:
+        """An answer in one piece, or the worker's own error, unmodified."""
+        if upstream.status >= 500 and not await self._healthy(upstream):
+            raise WorkerLost(f"the worker answered {upstream.status} and is not healthy")
+        self.began = True
+        body = await upstream.read()
+        ok = upstream.status < 400
+        if ok:
+            self._learn(body)
+        if self.started:  # a stream that was kept alive before the worker refused it
+            await self._fail(ApiError(upstream.status, _message(body)))
+        else:
+            await self._start(upstream.status, relayed(upstream), len(body))
+            await self._write(body, more=False)
+        return "finished" if ok else "failed"
+
+    def _learn(self, body: bytes) -> None:
+        self.core.first_token(self.attempt)
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return
+        if isinstance(answer, dict):
+            self.call.dialect.read_whole(answer)
+
+    async def _healthy(self, upstream: aiohttp.ClientResponse) -> bool:
+        """Whether a worker that answered with a server error still lives."""
+        try:
+            url = upstream.url.with_path("/health")
+            async with self.client.get(url, timeout=aiohttp.ClientTimeout(total=2)) as health:
+                return health.status == 200
+        except LOST:
+            return False
+
+    async def _fail(self, error: ApiError) -> None:
+        """Tell the client in the API's own shape: as the response, or in the stream that has begun."""
+        dialect = self.call.dialect
+        if self.started:
+            await self._write(dialect.error_event(error.message), more=False)
+            return
+        self.started = self.done = True
+        self.attempt.status = error.status
+        refusal = errors.response(error, anthropic=dialect.anthropic, headers=self._own_headers())
+        await refusal({"type": "http"}, _never, self.send)
+
+    async def _start(self, status: int, headers: dict[str, str], length: int | None = None) -> None:
+        self.started = True
+        self.attempt.status = status
+        headers |= self._own_headers()
+        if length is not None:
+            headers["content-length"] = str(length)
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _write(self, data: bytes, more: bool = True) -> None:
+        loop = asyncio.get_running_loop()
+        self.sending_since, self.done = loop.time(), not more
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sending_since, self.last_sent = None, loop.time()
+
+    def _own_headers(self) -> dict[str, str]:
+        headers = {"x-request-id": self.call.request_id}
+        if dispatch := self.attempt.dispatch:
+            headers["x-weft-workflow"] = dispatch.workflow
+            headers["x-weft-session"] = dispatch.session
+            headers["x-weft-worker"] = dispatch.decision.worker
+            headers["x-weft-decision"] = str(dispatch.decision)
+        return headers
+
+    async def _guard(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        """Watch the client: end the task when it leaves or reads nothing, keep its stream alive in silence."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(WATCH_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                since = self.sending_since
+                if since is None:
+                    await self._keep_alive(loop.time())
+                elif loop.time() - since > SLOW_READER_SECONDS:
+                    log.warning("cut off a client that reads nothing", step=self.call.id)
+                    break
+                continue
+            if message["type"] == "http.disconnect":
+                break
+        if self.done:
+            return
+        self.gone = True
+        task.cancel()
+
+    async def _keep_alive(self, now: float) -> None:
+        """Between two events only: events are relayed whole, and nothing is being sent."""
+        if not self.call.stream or self.attempt.finished is not None:
+            return
+        if not self.started and now - self.opened >= COMMIT_SECONDS:
+            await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
+            await self._write(self.call.dialect.ping)
+        elif self.started and now - self.last_sent >= KEEP_ALIVE_SECONDS:
+            await self._write(self.call.dialect.ping)
+
+
+async def _never() -> Message:
+    raise RuntimeError("a refusal reads nothing")
+
+
+def relayed(upstream: aiohttp.ClientResponse) -> dict[str, str]:
+    """The worker's headers that go on to the client."""
+    return {name: value for n, value in upstream.headers.items() if (name := n.lower()) not in _NOT_RELAYED}
+
+
+def _message(body: bytes) -> str:
+    """The text of a worker's error body."""
+    try:
+        error = orjson.loads(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body.decode("utf-8", "replace")[:1000]

@@ -1,0 +1,125 @@
+"""The hot routes, and what passes by them: OpenAI's and Anthropic's APIs, as vLLM implements them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from scheduler.identity import ANONYMOUS
+from server.auth import Tenant
+from server.call import parse, parse_object, read_body
+from server.core import Endpoint
+from server.dialects import Chat, Completions, Dialect, Messages, Responses
+from server.errors import ApiError
+from server.forward import forward
+from server.relay import Exchange
+from server.state import State, authenticate, state_of
+
+STEPS: Mapping[str, type[Dialect]] = {
+    "/v1/chat/completions": Chat,
+    "/v1/completions": Completions,
+    "/v1/responses": Responses,
+    "/v1/messages": Messages,
+}
+PASSED = (
+    "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/embeddings", "/v2/embed", "/pooling", "/classify",
+    "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/v1/audio/transcriptions", "/v1/audio/translations",
+    "/v1/chat/completions/batch", "/v1/chat/completions/render", "/v1/completions/render", "/v1/messages/render",
+    "/v1/responses/render",
+)  # fmt: skip
+"""vLLM's other public routes. What is not listed here (sleep, profile, cache resets, ...) is the operator's alone."""
+
+_MULTIPART_MODEL = re.compile(rb'name="model"\r\n\r\n([^\r\n]{1,256})\r\n')
+
+
+def attach(app: FastAPI) -> None:
+    """Add the routes as plain handlers: unknown fields and the bytes themselves must survive."""
+    for path, dialect in STEPS.items():
+        app.add_route(path, _step(dialect), methods=["POST"])
+    for path in PASSED:
+        app.add_route(path, _pass, methods=["POST"])
+    app.add_route("/v1/responses/{id}", _stored_response, methods=["GET"])
+    app.add_route("/v1/responses/{id}/cancel", _stored_response, methods=["POST"])
+    app.add_route("/v1/models", _models, methods=["GET"])
+    app.add_route("/v1/models/{id:path}", _model, methods=["GET"])
+
+
+def _step(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        state = state_of(request)
+        tenant = authenticate(request)
+        call = parse(request, await read_body(request), tenant, dialect, state.core.default_model())
+        if state.core.draining and not state.core.knows(call.identity):
+            raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
+        made = state.responses.get(tenant.name, call.fields.get("previous_response_id"))
+        if made and call.identity.rule == ANONYMOUS:
+            who = dataclasses.replace(
+                call.identity, workflow=made.workflow, session=made.session, rule="previous_response_id"
+            )
+            call = dataclasses.replace(call, identity=who)
+        return Exchange(call, state.core, state.client, made.worker if made else None)
+
+    return handle
+
+
+async def _pass(request: Request) -> Response:
+    state = state_of(request)
+    authenticate(request)
+    body = await read_body(request)
+    model = _model_of(request, body) or state.core.default_model()
+    return await forward(request, body, _serving(state, model), state.client)
+
+
+def _model_of(request: Request, body: bytes) -> str | None:
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        found = _MULTIPART_MODEL.search(body)
+        return found[1].decode("utf-8", "replace") if found else None
+    model = parse_object(body).get("model")
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "`model` is not a string.", "model")
+    return model
+
+
+def _serving(state: State, model: str) -> list[Endpoint]:
+    """The workers of a model, least loaded first. Raises ApiError as the scheduler would refuse a step."""
+    core = state.core
+    found = [endpoint for endpoint in core.endpoints.values() if model in endpoint.models]
+    if not found:
+        raise core.missing(model)
+    return sorted(found, key=lambda endpoint: (core.in_flight[endpoint.worker], endpoint.worker))
+
+
+async def _stored_response(request: Request) -> Response:
+    state = state_of(request)
+    tenant: Tenant = authenticate(request)
+    made = state.responses.get(tenant.name, request.path_params["id"])
+    found = [e for e in state.core.endpoints.values() if made is None or e.worker == made.worker]
+    if not found:
+        raise ApiError(503, "The worker that made this response is down.", retry_after=5)
+    return await forward(request, await read_body(request), found, state.client, seek=made is None)
+
+
+async def _models(request: Request) -> Response:
+    authenticate(request)
+    return JSONResponse({"object": "list", "data": list(_union(state_of(request)).values())})
+
+
+async def _model(request: Request) -> Response:
+    authenticate(request)
+    wanted = request.path_params["id"]
+    card = _union(state_of(request)).get(wanted)
+    if card is None:
+        raise ApiError(404, f"The model `{wanted}` does not exist.", "model")
+    return Response(orjson.dumps(card), media_type="application/json")
+
+
+def _union(state: State) -> dict[str, Any]:
+    """The model cards of all workers, as vLLM made them, each model once."""
+    return {card["id"]: card for e in state.core.endpoints.values() for card in e.cards}

@@ -1,0 +1,186 @@
+"""Weft's own routes: workflows, workers, and what operators probe. Typed, so that OpenAPI describes them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from scheduler import view
+from scheduler.events import WorkflowFinished
+from server.errors import ApiError
+from server.metrics import Metrics
+from server.state import authenticate, state_of
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error body."""
+
+    error: ErrorDetail
+
+
+class WorkflowRow(BaseModel):
+    """One workflow. Times are epoch seconds."""
+
+    workflow: str
+    tenant: str
+    template: str | None
+    state: str
+    sessions: int
+    steps: int
+    arrived: float
+    touched: float
+
+
+class WorkflowList(BaseModel):
+    """The tenant's workflows, the latest active first."""
+
+    workflows: list[WorkflowRow]
+
+
+class SessionRow(BaseModel):
+    """One growing context of a workflow."""
+
+    id: str
+    role: str | None
+    parent: str | None
+    worker: str | None
+    state: str
+
+
+class StepRow(BaseModel):
+    """One LLM call. Times are epoch seconds, None until they happen."""
+
+    id: str
+    session: str
+    after: list[str]
+    rule: str
+    model: str
+    worker: str | None
+    state: str
+    arrived: float
+    first_token: float | None
+    finished: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    decision: str | None
+
+
+class WorkflowDetail(BaseModel):
+    """A workflow's run graph."""
+
+    workflow: str
+    tenant: str
+    template: str | None
+    state: str
+    sessions: list[SessionRow]
+    steps: list[StepRow]
+
+
+class WorkerRow(BaseModel):
+    """One vLLM engine."""
+
+    worker: str
+    pool: str
+    models: list[str]
+    state: str
+    kv_tokens: int
+    running_steps: int
+    live_sessions: int
+
+
+class WorkerList(BaseModel):
+    """All workers."""
+
+    workers: list[WorkerRow]
+
+
+class Version(BaseModel):
+    """What runs here: Weft, and the vLLM of each worker that is up."""
+
+    version: str
+    workers: dict[str, str]
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorBody} for status in statuses}
+
+
+native = APIRouter()
+
+
+@native.get("/v1/workflows", responses=_errors(401, 422))
+async def workflows(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> WorkflowList:
+    """The workflows that the caller's tenant has run lately."""
+    tenant, graph = authenticate(request), state_of(request).core.scheduler.graph
+    found = [w for w, _ in zip(graph.of_tenant(tenant.name), range(limit), strict=False)]
+    return WorkflowList(workflows=[WorkflowRow(**view.summary(w)) for w in found])
+
+
+@native.get("/v1/workflows/{workflow:path}", responses=_errors(401, 404))
+async def workflow_detail(request: Request, workflow: str) -> WorkflowDetail:
+    """One workflow: its sessions, its steps, what each followed and why it went where it went."""
+    tenant = authenticate(request)
+    found = state_of(request).core.scheduler.graph.get(tenant.name, workflow)
+    if found is None:
+        raise ApiError(404, f"No workflow {workflow!r} is known.")
+    return WorkflowDetail(**view.detail(found))
+
+
+@native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404), status_code=204)
+async def finish(request: Request, workflow: str) -> None:
+    """The workflow makes no further call: what it holds may go."""
+    tenant, core = authenticate(request), state_of(request).core
+    if core.scheduler.graph.get(tenant.name, workflow) is None:
+        raise ApiError(404, f"No workflow {workflow!r} is known.")
+    core.tell(WorkflowFinished(tenant.name, workflow))
+
+
+@native.get("/v1/workers", responses=_errors(401))
+async def workers(request: Request) -> WorkerList:
+    """The workers: what each serves and what runs on it."""
+    authenticate(request)
+    seen = state_of(request).core.scheduler.workers.values()
+    return WorkerList(workers=[WorkerRow(**view.worker(w)) for w in seen])
+
+
+def probes(metrics: Metrics) -> APIRouter:
+    """What operators and orchestrators ask: never behind user keys."""
+    router = APIRouter()
+
+    @router.get("/health", response_class=Response)
+    async def health() -> Response:
+        """200 while the process lives."""
+        return Response()
+
+    @router.get("/ready", response_class=Response, responses={503: {"description": "No worker is up, or draining"}})
+    async def ready(request: Request) -> Response:
+        """200 while a worker can serve and new work is welcome."""
+        return Response(status_code=200 if state_of(request).core.ready else 503)
+
+    @router.get("/version")
+    async def versions(request: Request) -> Version:
+        """Versions."""
+        endpoints = state_of(request).core.endpoints.values()
+        return Version(version=version("weft"), workers={e.worker: e.version for e in endpoints})
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def scrape() -> Response:
+        """Prometheus metrics."""
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

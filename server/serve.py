@@ -1,0 +1,176 @@
+"""`weft serve`: workers, then the front end, then an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from server import embedded, engine, local_ray, log
+from server.app import build
+from server.auth import Keys
+from server.banner import Banner
+from server.config import ConfigError, Settings
+from server.core import Core
+from server.engine import EngineSpec
+from server.fleet import Attached, Fleet
+from server.local_ray import LocalRay
+from server.ray_fleet import RayFleet
+from server.trace import Trace
+
+CLOSE_SECONDS = 5
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; return the exit status. Raises ConfigError on what cannot be served."""
+    log.configure(settings.log_format)
+    keys = Keys.read(settings.keys)
+    listening = _listen(settings.host, settings.port)
+    banner = Banner(settings)
+    if settings.workers:
+        fleet: Fleet = Attached(settings.workers, settings.worker_api_key)
+        return asyncio.run(_serve(settings, keys, fleet, listening, banner))
+    specs = _specs(settings, banner)
+    _leave_users_directory(settings)
+    local = _join_ray(settings, banner)
+    workers = RayFleet(specs, str(settings.home), "127.0.0.1" if local else None, _cpu_share(len(specs)))
+    try:
+        workers.start(end_others=local is not None, report=banner.line)
+        return asyncio.run(_serve(settings, keys, workers, listening, banner))
+    finally:
+        if local:
+            banner.line("ending the workers and Ray")
+            workers.stop()
+            local_ray.end(settings.home, settings.port, local)
+
+
+async def _serve(settings: Settings, keys: Keys, fleet: Fleet, listening: socket.socket, banner: Banner) -> int:
+    core = Core()
+    trace = Trace(settings.trace_dir) if settings.trace_dir else None
+    told = asyncio.Event()
+    server = _Server(build(core, keys, fleet, trace), told.set, settings.log_format)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    announcing = asyncio.create_task(banner.announce(core, fleet))
+    stopping = asyncio.create_task(told.wait())
+    await asyncio.wait({serving, stopping, announcing}, return_when=asyncio.FIRST_COMPLETED)
+    if announcing.done() and not announcing.result():  # no worker can start
+        server.should_exit = True
+        await serving
+        return 1
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    announcing.cancel()
+    await _drain(core, settings.drain_seconds, serving)
+    server.should_exit = True
+    await serving
+    return 0
+
+
+async def _drain(core: Core, seconds: float, serving: asyncio.Task[None]) -> None:
+    """Take no new workflow; let the steps that run, and those that continue a workflow, end."""
+    core.draining = True
+    deadline = core.now() + seconds
+    while core.attempts and core.now() < deadline and not serving.done():
+        await asyncio.sleep(0.05)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, but the first signal drains; the second ends at once."""
+
+    def __init__(self, app: object, stop: Callable[[], None], log_format: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+                timeout_keep_alive=75,
+                backlog=4096,
+            )
+        )
+        self._stop, self._told = stop, False
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn on SIGINT and SIGTERM."""
+        if self._told:
+            super().handle_exit(sig, frame)
+        self._told = True
+        self._loop.call_soon_threadsafe(self._stop)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port first: a start that cannot serve should fail before it loads a model."""
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(info[0], socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(info[4])
+        listening.listen(4096)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    listening.set_inheritable(True)
+    return listening
+
+
+def _specs(settings: Settings, banner: Banner) -> list[EngineSpec]:
+    """The workers to run, named so that a later start finds them again. Raises ConfigError on what cannot run."""
+    engine.check_args(settings.vllm_args)
+    build = engine.installed()
+    if build is None and settings.address is None:
+        raise ConfigError("vLLM is not installed here: `make setup`, or attach with --workers")
+    gpus = engine.world_size(settings.vllm_args) if build != "cpu" else 0
+    specs: list[EngineSpec] = []
+    for text in settings.models or ("",):
+        model, count = _replicas(text, settings.replicas)
+        args, shown = settings.vllm_args, model
+        env: tuple[tuple[str, str], ...] = ()
+        if not model:
+            banner.line("making the embedded model") if not embedded.folder(settings.home).exists() else None
+            model, shown = str(embedded.ensure(settings.home)), embedded.NAME
+            args, env = (*embedded.VLLM_ARGS, *args), (("HF_HUB_OFFLINE", "1"),)
+        elif os.path.isdir(model):
+            model = os.path.abspath(model)
+        slug = _slug(shown, {spec.pool for spec in specs})
+        specs += [EngineSpec(f"{slug}-{i}", slug, model, args, env, gpus) for i in range(count)]
+    return specs
+
+
+def _replicas(text: str, default: int) -> tuple[str, int]:
+    model, equals, number = text.rpartition("=")
+    if not equals:
+        return text, default
+    if not number.isdigit() or int(number) < 1:
+        raise ConfigError(f"models: {text!r}: the number of replicas is not a positive number")
+    return model, int(number)
+
+
+def _slug(model: str, taken: set[str]) -> str:
+    base = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.rstrip("/").rpartition("/")[2]) or "model"
+    slug, copy = base, 2
+    while slug in taken:
+        slug, copy = f"{base}-{copy}", copy + 1
+    return slug
+
+
+def _leave_users_directory(settings: Settings) -> None:
+    """Ray puts the driver's directory on its workers' path: no folder there may shadow our packages."""
+    neutral = settings.home / "empty"
+    neutral.mkdir(parents=True, exist_ok=True)
+    os.chdir(neutral)
+
+
+def _join_ray(settings: Settings, banner: Banner) -> LocalRay | None:
+    if settings.address is not None:
+        local_ray.join(settings.address)
+        return None
+    banner.line("starting Ray")
+    return local_ray.start_or_join(settings.home, settings.port)
+
+
+def _cpu_share(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
