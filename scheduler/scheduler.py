@@ -161,9 +161,11 @@ class Scheduler:
             self._settle(step, g.FAILED, now)
             return []
         self._release(step)
-        step.tried += (step.decision.worker,)
-        step.session.seats.pop(self.workers[step.decision.worker].pool, None)
-        self.workers[step.decision.worker].sessions.discard(step.session)
+        worker, seats = self.workers[step.decision.worker], step.session.seats
+        step.tried += (worker.id,)
+        if seats.get(worker.pool) == worker.seat:
+            del seats[worker.pool]
+            worker.sessions.discard(step.session)
         return [self._place(step, now)]
 
     def _cancelled(self, event: StepCancelled, now: float) -> list[Action]:
@@ -173,9 +175,10 @@ class Scheduler:
 
     def _up(self, event: WorkerUp, now: float) -> list[Action]:
         worker = self.workers.setdefault(event.worker, Worker(event.worker))
-        lost = self._lose(worker) if worker.incarnation != event.incarnation else []
+        life = f"{event.incarnation}/{event.pool}"  # another model is another KV
+        lost = self._lose(worker) if worker.incarnation != life else []
         worker.pool, worker.models = event.pool, frozenset(event.models)
-        worker.incarnation, worker.kv_tokens = event.incarnation, event.kv_tokens
+        worker.incarnation, worker.kv_tokens = life, event.kv_tokens
         worker.up = True
         return lost
 

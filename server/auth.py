@@ -53,6 +53,7 @@ class Keys:
 
     def __init__(self, tenants: list[Tenant] | None) -> None:
         self._tenants = None if tenants is None else {key: t for t in tenants for key in t.keys}
+        self.several = len(tenants or ()) > 1
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:

@@ -15,16 +15,15 @@ from server.relay import LOST, relayed
 
 
 async def forward(
-    request: Request, body: bytes, endpoints: Sequence[Endpoint], client: aiohttp.ClientSession, *, seek: bool = False
+    request: Request, body: bytes, endpoints: Sequence[Endpoint], client: aiohttp.ClientSession
 ) -> Response:
     """Send the request to the first endpoint that answers, and return its answer as it comes.
 
-    With `seek`, a 404 asks the next endpoint too: one of them may hold what is asked for. Raises ApiError 502
-    where none answers.
+    Raises ApiError 502 where none answers.
     """
     url = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     lost = "no worker is up"
-    for last, endpoint in zip([*[False] * (len(endpoints) - 1), True], endpoints, strict=True):
+    for endpoint in endpoints:
         headers = forwarded(request.headers)
         if endpoint.api_key:
             headers["authorization"] = f"Bearer {endpoint.api_key}"
@@ -32,9 +31,6 @@ async def forward(
             upstream = await client.request(request.method, endpoint.url + url, data=body or None, headers=headers)
         except LOST as error:
             lost = str(error) or type(error).__name__
-            continue
-        if seek and upstream.status == 404 and not last:
-            upstream.release()
             continue
         headers = relayed(upstream) | {"x-weft-worker": endpoint.worker}
         return StreamingResponse(_content(upstream), upstream.status, headers)

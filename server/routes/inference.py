@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from scheduler.identity import ANONYMOUS
-from server.auth import Tenant
-from server.call import parse, parse_object, read_body
+from server.call import Call, parse, parse_object, read_body
 from server.core import Endpoint
 from server.dialects import Chat, Completions, Dialect, Messages, Responses
 from server.errors import ApiError
 from server.forward import forward
 from server.relay import Exchange
 from server.state import State, authenticate, state_of
+from server.stored import Made
 
 STEPS: Mapping[str, type[Dialect]] = {
     "/v1/chat/completions": Chat,
@@ -58,8 +58,8 @@ def _step(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
         call = parse(request, await read_body(request), tenant, dialect, state.core.default_model())
         if state.core.draining and not state.core.knows(call.identity):
             raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
-        made = state.responses.get(tenant.name, call.fields.get("previous_response_id"))
-        if made and call.identity.rule == ANONYMOUS:
+        made = await _previous(state, call)
+        if made and made.session and call.identity.rule == ANONYMOUS:
             who = dataclasses.replace(
                 call.identity, workflow=made.workflow, session=made.session, rule="previous_response_id"
             )
@@ -67,6 +67,17 @@ def _step(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
         return Exchange(call, state.core, state.client, made.worker if made else None)
 
     return handle
+
+
+async def _previous(state: State, call: Call) -> Made | None:
+    """Who made the response that this call goes on from. Raises ApiError 404 where that may be another tenant's."""
+    response = call.fields.get("previous_response_id")
+    if not isinstance(response, str) or not response:
+        return None
+    made = await state.responses.find(response, call.tenant.name, state)
+    if made is None and state.keys.several:
+        raise ApiError(404, f"Response with id {response!r} not found.", "previous_response_id")
+    return made
 
 
 async def _pass(request: Request) -> Response:
@@ -98,12 +109,15 @@ def _serving(state: State, model: str) -> list[Endpoint]:
 
 async def _stored_response(request: Request) -> Response:
     state = state_of(request)
-    tenant: Tenant = authenticate(request)
-    made = state.responses.get(tenant.name, request.path_params["id"])
-    found = [e for e in state.core.endpoints.values() if made is None or e.worker == made.worker]
-    if not found:
+    tenant = authenticate(request)
+    wanted = request.path_params["id"]
+    made = await state.responses.find(wanted, tenant.name, state)
+    if made is None:
+        raise ApiError(404, f"Response with id {wanted!r} not found.")
+    endpoint = state.core.endpoints.get(made.worker)
+    if endpoint is None:
         raise ApiError(503, "The worker that made this response is down.", retry_after=5)
-    return await forward(request, await read_body(request), found, state.client, seek=made is None)
+    return await forward(request, await read_body(request), [endpoint], state.client)
 
 
 async def _models(request: Request) -> Response:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+import re
+
+import schemathesis
+
+from tests.server.conftest import Weft
+
+
+async def test_a_workflow_tells_its_sessions_its_steps_and_why(weft: Weft) -> None:
+    for headers in ({"x-session-id": "root"}, {"x-session-id": "child", "x-parent-session-id": "root"}):
+        async with weft.chat(headers=headers) as answer:
+            await answer.read()
+    async with weft.http.get(weft.url + "/v1/workflows/root") as answer:
+        told = await answer.json()
+    assert [(s["id"], s["parent"]) for s in told["sessions"]] == [("root", None), ("child", "root")]
+    first, second = told["steps"]
+    assert second["after"] == [first["id"]]
+    assert first["decision"].startswith("fewest-live")
+    assert first["arrived"] <= first["first_token"] <= first["finished"]
+    assert (first["prompt_tokens"], first["cached_tokens"], first["output_tokens"]) == (20, 16, 3)
+    async with weft.http.post(weft.url + "/v1/workflows/root/finish") as answer:
+        assert answer.status == 204
+    async with weft.http.get(weft.url + "/v1/workflows?limit=1") as answer:
+        assert (await answer.json())["workflows"][0]["state"] == "finished"
+
+
+async def test_workers_and_versions_are_listed(weft: Weft) -> None:
+    async with weft.http.get(weft.url + "/v1/workers") as answer:
+        rows = (await answer.json())["workers"]
+    assert [(r["worker"], r["state"], r["kv_tokens"], r["models"]) for r in rows] == [
+        ("w0", "up", 1600, ["m"]), ("w1", "up", 1600, ["m"]),
+    ]  # fmt: skip
+    async with weft.http.get(weft.url + "/version") as answer:
+        assert (await answer.json())["workers"] == {"w0": "0.32.0", "w1": "0.32.0"}
+
+
+async def test_metrics_follow_the_house_rules(weft: Weft) -> None:
+    async with weft.chat(stream=True, headers={"x-session-id": "never-in-a-label"}) as answer:
+        await answer.read()
+    async with weft.chat(model="made-up-by-a-client"):
+        pass
+    await weft.idle()
+    async with weft.http.get(weft.url + "/metrics") as answer:
+        text = await answer.text()
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.match(r"weft_[a-z0-9_]+[ {]", line) for line in samples)
+    assert "never-in-a-label" not in text
+    assert "made-up-by-a-client" not in text
+    assert 'weft_steps_total{model="m",state="finished",tenant="default",worker="w0"} 1.0' in samples
+    assert 'weft_cached_tokens_total{model="m",worker="w0"} 16.0' in samples
+    assert 'weft_running_steps{worker="w0"} 0.0' in samples
+    assert "weft_open_steps 0.0" in samples
+
+
+async def test_the_native_routes_are_what_their_openapi_says(weft: Weft) -> None:
+    async with weft.chat(headers={"x-session-id": "s"}):
+        pass
+    await asyncio.to_thread(_schemathesis, weft.url)
+
+
+def _schemathesis(url: str) -> None:
+    schema = schemathesis.openapi.from_url(url + "/openapi.json")
+    operations = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        operations += 1
+        case_test = schemathesis_test(operation, url)
+        case_test()
+    assert operations >= 8
+
+
+def schemathesis_test(operation, url: str):
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode
+
+    strategy = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    negative = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+
+    @given(case=strategy | negative)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case) -> None:
+        case.call_and_validate(base_url=url)
+
+    return check
