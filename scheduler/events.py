@@ -81,9 +81,10 @@ class WorkerDraining:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDown:
-    """The worker died or does not answer; what it held is lost."""
+    """The worker died or does not answer; what it held is lost. `failed` says that it will not come back."""
 
     worker: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Limits:
     workflows: int = 100_000
     steps: int = 200_000
     steps_per_workflow: int = 2_000
+    sessions_per_workflow: int = 10_000
 
 
 @dataclass(slots=True, eq=False)
@@ -171,13 +172,32 @@ class Graph:
             self._drop(key, workflow)
         return gone
 
+    def crop(self, workflow: Workflow) -> list[Session]:
+        """Drop and return the oldest idle sessions of a workflow that has more than it may. Amortised O(1)."""
+        gone: list[Session] = []
+        for _ in range(len(workflow.sessions)):
+            if len(workflow.sessions) <= self.limits.sessions_per_workflow:
+                break
+            name, session = next(iter(workflow.sessions.items()))
+            del workflow.sessions[name]
+            if session.running or name == workflow.id or session.last_step == workflow.steps[-1].id:
+                workflow.sessions[name] = session
+                continue
+            self._forget_session(session)
+            gone.append(session)
+        return gone
+
+    def _forget_session(self, session: Session) -> None:
+        workflow = session.workflow
+        self.live.pop(session, None)
+        if self._root_of.get((workflow.tenant, session.id)) is workflow:
+            del self._root_of[workflow.tenant, session.id]
+
     def _drop(self, key: tuple[str, str], workflow: Workflow) -> None:
         del self.workflows[key]
         self.steps -= len(workflow.steps)
         for session in workflow.sessions.values():
-            self.live.pop(session, None)
-            if self._root_of.get((workflow.tenant, session.id)) is workflow:
-                del self._root_of[workflow.tenant, session.id]
+            self._forget_session(session)
 
     def _workflow(self, event: StepArrived, now: float) -> Workflow:
         identity = event.identity

@@ -19,16 +19,13 @@ class Placement(Protocol):
 
 
 class FewestLive:
-    """To the worker with the fewest live sessions, then the fewest running steps, then the first by name.
+    """To the worker with the fewest live sessions, then the fewest running steps, then the fewest placed so far.
 
-    A restarted worker holds none, so that the next new workflows go to it.
+    A restarted worker has none of any, so that the next new workflows go to it.
     """
 
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
-        """Return the worker with the smallest (live sessions, running steps, name). O(workers)."""
-        chosen = min(workers, key=lambda worker: (len(worker.sessions), len(worker.running), worker.id))
+        """Return the worker with the smallest (live sessions, running steps, placed, name). O(workers)."""
+        chosen = min(workers, key=lambda w: (len(w.sessions), len(w.running), w.placed, w.id))
         terms = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
         return Decision(chosen.id, "fewest-live", terms)
-
-
-POLICIES: dict[str, type[Placement]] = {"fewest-live": FewestLive}

@@ -25,6 +25,8 @@ from scheduler.placement import FewestLive, Placement
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
+TRIES = 2
+"""Workers that see a step before their first byte. Not all: it may be the step that kills them."""
 
 
 class Scheduler:
@@ -69,7 +71,11 @@ class Scheduler:
         return Reject(step, 404, f"The model `{model}` does not exist.")
 
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
+        if not any(event.model in w.models for w in self.workers.values()):
+            return [self.refusal(event.step, event.model)]  # and remember nothing of it
         step = self.graph.link(event, now)
+        for session in self.graph.crop(step.session.workflow):
+            self._leave(session)
         step.session.running += 1
         self.running[step.id] = step
         return [self._place(step, now)]
@@ -87,6 +93,7 @@ class Scheduler:
         else:
             decision = self.placement.place(step, fresh)
             decision = Decision(decision.worker, self._why(step, decision.reason), decision.terms)
+            self.workers[decision.worker].placed += 1
         self._seize(step, self.workers[decision.worker], decision, now)
         session = step.session
         return Dispatch(step.id, session.workflow.id, session.id, session.owner, decision)
@@ -117,7 +124,7 @@ class Scheduler:
     def _refuse(self, step: g.Step, now: float) -> Reject:
         self._settle(step, g.FAILED if step.tried else g.REJECTED, now)
         if step.tried:
-            return Reject(step.id, 502, "the worker failed before it answered, and no other can take the step")
+            return Reject(step.id, 502, "the worker failed before it answered, and so did every other that was tried")
         return self.refusal(step.id, step.model)
 
     def _release(self, step: g.Step) -> None:
@@ -166,7 +173,7 @@ class Scheduler:
         if seats.get(worker.pool) == worker.seat:
             del seats[worker.pool]
             worker.sessions.discard(step.session)
-        return [self._place(step, now)]
+        return [self._place(step, now) if len(step.tried) < TRIES else self._refuse(step, now)]
 
     def _cancelled(self, event: StepCancelled, now: float) -> list[Action]:
         if step := self.running.get(event.step):
@@ -179,7 +186,7 @@ class Scheduler:
         lost = self._lose(worker) if worker.incarnation != life else []
         worker.pool, worker.models = event.pool, frozenset(event.models)
         worker.incarnation, worker.kv_tokens = life, event.kv_tokens
-        worker.up = True
+        worker.up, worker.failed = True, False
         return lost
 
     def _draining(self, event: WorkerDraining, now: float) -> list[Action]:
@@ -188,11 +195,12 @@ class Scheduler:
 
     def _down(self, event: WorkerDown, now: float) -> list[Action]:
         worker = self.workers.setdefault(event.worker, Worker(event.worker))
-        worker.up = worker.draining = False
+        worker.up, worker.draining, worker.failed = False, False, event.failed
         return self._lose(worker)
 
     def _lose(self, worker: Worker) -> list[Action]:
         """What the worker held is gone; whatever runs there is cut off."""
+        worker.placed = 0
         worker.sessions.clear()
         return [Cancel(step, f"worker {worker.id} is lost") for step in worker.running]
 

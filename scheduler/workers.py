@@ -9,7 +9,10 @@ from scheduler.graph import Session, Step
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One vLLM engine. `models` is empty until it was up once; `sessions` are the live ones seated on it."""
+    """One vLLM engine. `models` is empty until it was up once; `sessions` are the live ones seated on it.
+
+    `placed` counts the steps that were placed here, not continued, in this life.
+    """
 
     id: str
     pool: str = ""
@@ -18,14 +21,16 @@ class Worker:
     kv_tokens: int = 0
     up: bool = False
     draining: bool = False
+    failed: bool = False
+    placed: int = 0
     running: dict[str, Step] = field(default_factory=dict)
     sessions: set[Session] = field(default_factory=set)
 
     @property
     def state(self) -> str:
-        """`starting` before it was first up, then `up`, `draining` or `down`."""
+        """`starting` before it was first up, then `up`, `draining` or `down`; `failed` where it cannot start."""
         if not self.up:
-            return "down" if self.models else "starting"
+            return "failed" if self.failed else "down" if self.models else "starting"
         return "draining" if self.draining else "up"
 
     @property

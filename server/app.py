@@ -15,12 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from scheduler.identity import clean
 from server import errors
 from server import log as step_log
 from server.auth import Keys
 from server.core import Core
 from server.errors import ApiError
-from server.fleet import Fleet
+from server.fleet import Fleet, follow
 from server.metrics import Metrics
 from server.relay import upstream_client
 from server.routes import inference, native
@@ -42,7 +43,7 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> F
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with upstream_client() as client:
             app.state.weft = State(core, keys, client, responses)
-            tasks = [asyncio.create_task(core.tick()), asyncio.create_task(fleet.watch(core, client))]
+            tasks = [asyncio.create_task(core.tick()), asyncio.create_task(follow(fleet, core, client))]
             try:
                 yield
             finally:
@@ -68,7 +69,7 @@ def _attach_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        text = {404: f"There is no route {request.url.path}", 405: f"{request.method} is not allowed here"}
+        text = {404: f"There is no route {request.scope['path']}", 405: f"{request.method} is not allowed here"}
         response = _respond(request, ApiError(error.status_code, text.get(error.status_code, str(error.detail))))
         response.headers.update(error.headers or {})
         return response
@@ -80,10 +81,10 @@ def _attach_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("a request failed", path=request.url.path, exc_info=error)
+        log.exception("a request failed", path=request.scope["path"], exc_info=error)
         return _respond(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "Weft failed on this request."))
 
 
 def _respond(request: Request, error: ApiError) -> Response:
-    own = {"x-request-id": rid} if (rid := request.headers.get("x-request-id")) else None
-    return errors.response(error, anthropic=errors.is_anthropic(request.url.path), headers=own)
+    own = {"x-request-id": given} if (given := clean(request.headers.get("x-request-id"))) else None
+    return errors.response(error, anthropic=errors.is_anthropic(request.scope["path"]), headers=own)

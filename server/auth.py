@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from server.config import ConfigError
 
@@ -36,6 +36,12 @@ class Tenant(BaseModel):
     isolated: bool = False
     trusted: bool = False
     keys: tuple[str, ...] = ()
+    _salt: bytes = PrivateAttr(default=b"")
+
+    @property
+    def salt(self) -> bytes:
+        """What makes this deployment's cache salts impossible to guess."""
+        return self._salt
 
 
 class _KeysFile(BaseModel):
@@ -51,17 +57,23 @@ OPEN = Tenant(name="default")
 class Keys:
     """Looks up the tenant of a request. Without keys everybody is `OPEN`."""
 
-    def __init__(self, tenants: list[Tenant] | None) -> None:
+    def __init__(self, tenants: list[Tenant] | None, salt: bytes = b"") -> None:
+        for tenant in tenants or ():
+            tenant._salt = salt
         self._tenants = None if tenants is None else {key: t for t in tenants for key in t.keys}
         self.several = len(tenants or ()) > 1
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:
-        """Read the file; None leaves the endpoint open. Raises ConfigError where it is unreadable or ambiguous."""
+        """Read the file; None leaves the endpoint open. Raises ConfigError where it is unreadable or ambiguous.
+
+        Salts are keyed with the file itself: hashes of random keys, known to the operator only.
+        """
         if path is None:
             return cls(None)
         try:
-            tenants = _KeysFile.model_validate(yaml.safe_load(path.read_text())).tenants
+            text = path.read_text()
+            tenants = _KeysFile.model_validate(yaml.safe_load(text)).tenants
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"keys: cannot read {path}: {error}") from None
         except ValidationError as error:
@@ -73,7 +85,7 @@ class Keys:
             raise ConfigError(f"keys: {path}: a key or a tenant is listed twice")
         if bad := next((key for key in keys if not _is_hash(key)), None):
             raise ConfigError(f"keys: {path}: {bad[:12]}... is not a hash; `weft key` makes one")
-        return cls(tenants)
+        return cls(tenants, hashlib.sha256("".join(sorted(keys)).encode()).digest())
 
     def tenant(self, headers: Mapping[str, str]) -> Tenant | None:
         """The tenant of a request's `Authorization: Bearer` or `x-api-key`, or None where the key is not known."""

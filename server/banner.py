@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from importlib.metadata import version
 
 from rich.console import Console
@@ -32,25 +33,20 @@ class Banner:
         began = time.monotonic()
         with self._console.status("workers: starting") as status:
             while not core.endpoints:
-                failed: dict[str, str] = getattr(fleet, "failed", {})
-                if failed and len(failed) == len(core.scheduler.workers):
+                if len(fleet.failed) == len(fleet.states):
                     break
                 await asyncio.sleep(0.1)
-                status.update(f"workers: {self._states(core, fleet)}, {time.monotonic() - began:.0f} s")
+                counts = Counter(fleet.states.values())
+                shown = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+                status.update(f"workers: {shown}, {time.monotonic() - began:.0f} s")
         if not core.endpoints:
-            self._say_failed(fleet)
+            name, reason = next(iter(fleet.failed.items()))
+            self.line(f"worker {name} did not start:")
+            for text in reason.splitlines():
+                self.line(f"  {text}")
             return False
         self._say_ready(core, time.monotonic() - began)
-        while len(core.endpoints) < len(core.scheduler.workers):
-            await asyncio.sleep(0.1)
         return True
-
-    def _states(self, core: Core, fleet: Fleet) -> str:
-        seen: dict[str, str] = getattr(fleet, "states", {w.id: w.state for w in core.scheduler.workers.values()})
-        counts: dict[str, int] = {}
-        for state in seen.values():
-            counts[state] = counts.get(state, 0) + 1
-        return ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "starting"
 
     def _say_ready(self, core: Core, seconds: float) -> None:
         settings, workers = self._settings, core.scheduler.workers
@@ -67,12 +63,3 @@ class Banner:
         self.line(f"curl {url}/v1/chat/completions{auth} -H 'Content-Type: application/json' -d '{body}'")
         self.line(f"OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={shown} python your_agent.py")
         self.line(f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={shown} ANTHROPIC_MODEL={model} claude")
-
-    def _say_failed(self, fleet: Fleet) -> None:
-        failed: dict[str, str] = getattr(fleet, "failed", {})
-        name, tail = next(iter(failed.items()))
-        lines = [line for line in tail.strip().splitlines() if line.strip()]
-        telling = [line for line in lines if "rror" in line][-3:] or lines[-3:]
-        self.line(f"worker {name} did not start; the end of its log ({self._settings.home}/workers/{name}/vllm.log):")
-        for line in telling:
-            self.line(f"  {line.strip()[:300]}")

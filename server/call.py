@@ -18,7 +18,11 @@ from server.dialects import Chat, Completions, Dialect
 from server.errors import ApiError
 
 LARGEST_BODY = 32 * 1024 * 1024
-STEERING = frozenset({"session_id", "priority", "request_id", "kv_transfer_params", "kv_cache_report_mode"})
+LONGEST_MODEL = 256
+_TRUE = (True, "true", "True", "1", "on", "yes", "y", "t")  # what vLLM takes for one
+STEERING = frozenset({
+    "session_id", "priority", "request_id", "kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode",
+})  # fmt: skip
 """Body fields that steer the engine: Weft's own, dropped from clients that are not trusted."""
 
 _NOT_FORWARDED = frozenset({
@@ -78,22 +82,20 @@ def parse(request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], 
     """Read what scheduling needs and make the worker's body. Raises ApiError 400 on what no worker could serve."""
     fields = parse_object(raw)
     headers = request.headers
-    model = fields.get("model", default_model)
-    if not isinstance(model, str):
-        raise ApiError(400, "`model` is not a string.", "model")
+    model = model_of(fields) or default_model
     who = identity.resolve(tenant.name, headers, fields)
     step = uuid.uuid4().hex
-    stream = fields.get("stream") is True
-    added = _added(fields, tenant, stream and dialect in (Chat, Completions))
+    stream = fields.get("stream") in _TRUE
+    added = _usage_asked(fields) if stream and dialect in (Chat, Completions) else {}
     return Call(
         id=step,
         request_id=identity.clean(headers.get("x-request-id")) or step,
-        path=request.url.path,
+        path=request.scope["path"],
         tenant=tenant,
         model=model,
         identity=who,
         stream=stream,
-        body=_splice(_cleaned(raw, fields, tenant.trusted), added),
+        body=outgoing(raw, fields, tenant, added),
         headers=forwarded(headers),
         dialect=dialect(drop_usage="stream_options" in added),
         fields=fields,
@@ -112,8 +114,22 @@ def owned_headers(call: Call, owner: str) -> dict[str, str]:
     return {**call.headers, "x-session-id": owner, "x-request-id": call.id}
 
 
+def outgoing(raw: bytes, fields: Mapping[str, Any], tenant: Tenant, added: Mapping[str, Any] | None = None) -> bytes:
+    """The worker's body: the client's bytes, less the fields that are Weft's, with `added` and the tenant's salt."""
+    return _splice(_cleaned(raw, fields, tenant.trusted), {**(added or {}), **_salt(fields, tenant)})
+
+
+def model_of(fields: Mapping[str, Any]) -> str | None:
+    """The model that a body names. Raises ApiError where it is no name: 400, or 404 for one too long to exist."""
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "`model` is not a string.", "model")
+    if model and len(model) > LONGEST_MODEL:
+        raise ApiError(404, f"The model `{model[:32]}...` does not exist.", "model")
+    return model
+
+
 def _cleaned(raw: bytes, fields: Mapping[str, Any], trusted: bool) -> bytes:
-    """The body less the fields that are Weft's; the same bytes where there are none."""
     dropped = frozenset() if trusted else STEERING
     xargs = fields.get("vllm_xargs")
     hidden = (dropped | {"agentic_context"}) & xargs.keys() if isinstance(xargs, dict) else frozenset()
@@ -124,18 +140,26 @@ def _cleaned(raw: bytes, fields: Mapping[str, Any], trusted: bool) -> bytes:
         kept["vllm_xargs"] = {name: value for name, value in xargs.items() if name not in hidden}
         if not kept["vllm_xargs"]:
             del kept["vllm_xargs"]
-    return orjson.dumps(kept)
+    try:
+        return orjson.dumps(kept)
+    except TypeError:  # reads deeper than it writes
+        raise ApiError(400, "The request body is nested too deeply.") from None
 
 
-def _added(fields: Mapping[str, Any], tenant: Tenant, asks_usage: bool) -> dict[str, Any]:
-    added: dict[str, Any] = {}
+def _usage_asked(fields: Mapping[str, Any]) -> dict[str, Any]:
     options = fields.get("stream_options")
-    if asks_usage and (options is None or (isinstance(options, dict) and not options.get("include_usage"))):
-        added["stream_options"] = {**(options or {}), "include_usage": True, "continuous_usage_stats": False}
-    if tenant.isolated:
-        salt = f"{tenant.name}\0{fields.get('cache_salt') or ''}".encode("utf-8", "surrogatepass")
-        added["cache_salt"] = hashlib.blake2b(salt, digest_size=16).hexdigest()
-    return added
+    if options is None or (isinstance(options, dict) and not options.get("include_usage")):
+        return {"stream_options": {**(options or {}), "include_usage": True, "continuous_usage_stats": False}}
+    return {}
+
+
+def _salt(fields: Mapping[str, Any], tenant: Tenant) -> dict[str, str]:
+    """An isolated tenant's own, and of every client's salt one that no other tenant can name."""
+    own = fields.get("cache_salt") or ""
+    if not isinstance(own, str) or not (own or tenant.isolated):
+        return {}
+    text = f"{tenant.name}\0{own}".encode("utf-8", "surrogatepass")
+    return {"cache_salt": hashlib.blake2b(text, digest_size=16, key=tenant.salt).hexdigest()}
 
 
 def _splice(raw: bytes, added: Mapping[str, Any]) -> bytes:

@@ -77,34 +77,37 @@ def serve(
 
 @app.command()
 def down(
-    port: Annotated[int, typer.Option(help="The port of the `weft serve` to end.")] = 8000,
+    port: Annotated[int | None, typer.Option(help="The port of the `weft serve` to end; default 8000.")] = None,
     address: Annotated[str | None, typer.Option(help="End Weft's workers in this Ray cluster instead.")] = None,
     home: Annotated[Path | None, typer.Option(help="As given to `weft serve`.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="As given to `weft serve`.")] = None,
 ) -> None:
     """End the workers: of a `weft serve` on this machine, with its front end and its Ray; or of a cluster."""
-    if address is not None:
+    given = {"port": port, "home": home, "address": address}
+    settings = config.load({k: v for k, v in given.items() if v is not None}, os.environ, config_file)
+    if settings.address is not None:
         from server import ray_fleet
 
-        local_ray.join(address)
+        local_ray.join(settings.address)
         names = ray_fleet.list_workers()
         ray_fleet.end_workers(names)
         print(f"ended {len(names)} workers")
         return
-    flags = {} if home is None else {"home": home}
-    folder = config.load(flags, os.environ, None).home
-    local = local_ray.prepare(folder, port)
+    local = local_ray.prepare(settings.home, settings.port)
     if local is None:
-        print(f"nothing of Weft's runs for port {port}")
+        print(f"nothing of Weft's runs for port {settings.port}")
         return
-    if local_ray.front_alive(local):
+    if local.front_alive():
         os.kill(local.front, signal.SIGTERM)
         local_ray.await_front(local)
     if local.alive():
         from server import ray_fleet
 
-        local_ray.join(local.address)
-        ray_fleet.end_workers(ray_fleet.list_workers())
-        local_ray.end(folder, port, local)
+        try:
+            local_ray.join(local.address)
+            ray_fleet.end_workers(ray_fleet.list_workers())
+        finally:
+            local_ray.end(settings.home, settings.port, local)
     print("down")
 
 

@@ -6,9 +6,9 @@ import difflib
 import ipaddress
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -25,7 +25,7 @@ class ConfigError(Exception):
 class Settings(BaseSettings):
     """Everything that `weft serve` can be told."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid")
 
     models: Annotated[tuple[str, ...], NoDecode] = ()
     replicas: int = Field(default=1, ge=1)
@@ -40,8 +40,6 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30.0, ge=0)
     home: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
     vllm_args: Annotated[tuple[str, ...], NoDecode] = ()
-
-    from_file: ClassVar[Mapping[str, Any]] = {}
 
     @field_validator("models", "workers", mode="before")
     @classmethod
@@ -64,7 +62,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{url!r} is not an http:// or https:// URL")
         if len(set(value)) != len(value):
             raise ValueError("a worker is named twice")
-        return tuple(url.rstrip("/") for url in value)
+        return tuple(url.rstrip("/").removesuffix("/v1") for url in value)
 
     @field_validator("keys", "trace_dir", "home")
     @classmethod
@@ -96,7 +94,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
     file = file or (Path(environ[PREFIX + "CONFIG"]) if environ.get(PREFIX + "CONFIG") else None)
     from_file = _read_yaml(file) if file else {}
     _refuse_unknown(from_file, known, f"in {file}")
-    from_environ = {k[len(PREFIX) :].lower(): k for k in environ if k.startswith(PREFIX)}
+    from_environ = {k[len(PREFIX) :].lower() for k, v in environ.items() if k.upper().startswith(PREFIX) and v}
+    if environ.get("WEFT_PORT", "").startswith("tcp://"):
+        raise ConfigError("WEFT_PORT is Kubernetes' word for a Service named weft; set enableServiceLinks: false")
     _refuse_unknown(from_environ, [*known, "config"], f"in the environment ({PREFIX}*)")
     below = {key: value for key, value in from_file.items() if key not in from_environ}
     try:
@@ -130,7 +130,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in (read or {}).items()}
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: list[str], where: str) -> None:
+def _refuse_unknown(given: Iterable[str], known: list[str], where: str) -> None:
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

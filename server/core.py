@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from scheduler.events import (
     WorkerUp,
 )
 from scheduler.identity import Identity
-from scheduler.scheduler import Scheduler
+from scheduler.scheduler import RETRY_AFTER_SECONDS, TRIES, Scheduler
 from server.call import Call
 from server.errors import ApiError
 
@@ -55,7 +56,7 @@ class Endpoint:
 class Attempt:
     """One step in the relay's hands, from its arrival to its end: what happened to it, for those who watch.
 
-    Times are in seconds on the core's clock. `cut` ends the attempt on the worker at once.
+    Times are in seconds on the core's clock. `cut` ends the attempt on the worker at once, for a reason.
     """
 
     call: Call
@@ -66,9 +67,9 @@ class Attempt:
     finished: float | None = None
     state: str = "running"
     status: int = 0
-    tries: int = 0
+    tried: list[str] = field(default_factory=list)
     after: tuple[str, ...] = ()
-    cut: Callable[[], None] | None = None
+    cut: Callable[[str], None] | None = None
 
     @property
     def usage(self) -> Usage:
@@ -111,9 +112,9 @@ class Core:
 
     def failed(self, attempt: Attempt, reason: str, retryable: bool) -> Dispatch | Reject | None:
         """The attempt on its worker broke. Returns where to go next; None where the answer had begun."""
-        tried = self._leave_worker(attempt)
+        self._leave_worker(attempt)
         actions = self._handle(StepFailed(attempt.call.id, reason, retryable))
-        return self._take(attempt, actions, avoid=tried) if retryable else None
+        return self._take(attempt, actions) if retryable else None
 
     def first_token(self, attempt: Attempt) -> None:
         """Content has come."""
@@ -134,17 +135,18 @@ class Core:
         else:
             self._handle(StepFailed(step, state, retryable=False))
         for watch in self.watchers:
-            watch(attempt)
+            with self.counting():
+                watch(attempt)
 
     def worker_up(self, endpoint: Endpoint, pool: str, kv_tokens: int) -> None:
         """The worker answers, or changed what it serves."""
         self.endpoints[endpoint.worker] = endpoint
         self._handle(WorkerUp(endpoint.worker, pool, endpoint.models, endpoint.incarnation, kv_tokens))
 
-    def worker_down(self, worker: str) -> None:
-        """The worker does not answer, or has not yet."""
+    def worker_down(self, worker: str, failed: bool = False) -> None:
+        """The worker does not answer, or has not yet; `failed` where it never will."""
         self.endpoints.pop(worker, None)
-        self._handle(WorkerDown(worker))
+        self._handle(WorkerDown(worker, failed))
 
     def tell(self, event: Event) -> None:
         """Pass on an event that dispatches nothing."""
@@ -157,39 +159,43 @@ class Core:
             self._handle(Tick())
 
     def _handle(self, event: Event) -> list[Action]:
-        try:
+        actions: list[Action] = []
+        with self.counting():
             actions = self.scheduler.handle(event, self.now())
-        except Exception:
-            self.failures += 1
-            log.exception("the core failed; the step is served without it", event_type=type(event).__name__)
-            return []
         for action in actions:
             if isinstance(action, Cancel) and (attempt := self.attempts.get(action.step)) and attempt.cut:
-                attempt.cut()
+                attempt.cut(action.reason)
         return actions
 
-    def _take(self, attempt: Attempt, actions: list[Action], avoid: str | None = None) -> Dispatch | Reject:
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What fails in here costs a decision or a record, never the step: it is logged and counted."""
+        try:
+            yield
+        except Exception:
+            self.failures += 1
+            log.exception("the core failed; steps are served without it")
+
+    def _take(self, attempt: Attempt, actions: list[Action]) -> Dispatch | Reject:
         action = next((a for a in actions if isinstance(a, Dispatch | Reject)), None)
-        action = action or self._fallback(attempt.call, avoid)
+        action = action or self._fallback(attempt)
         if isinstance(action, Dispatch):
             attempt.dispatch, attempt.dispatched = action, self.now()
-            attempt.tries += 1
+            attempt.tried.append(action.decision.worker)
             self.in_flight[action.decision.worker] += 1
         return action
 
-    def _leave_worker(self, attempt: Attempt) -> str | None:
+    def _leave_worker(self, attempt: Attempt) -> None:
         """Give back the attempt's place on its worker, once."""
-        if attempt.dispatched is None or attempt.dispatch is None:
-            return None
-        worker = attempt.dispatch.decision.worker
-        attempt.cut = attempt.dispatched = None
-        self.in_flight[worker] -= 1
-        return worker
+        if attempt.dispatched is not None and attempt.dispatch is not None:
+            attempt.cut = attempt.dispatched = None
+            self.in_flight[attempt.dispatch.decision.worker] -= 1
 
-    def _fallback(self, call: Call, avoid: str | None) -> Dispatch | Reject:
-        able = [e.worker for e in self.endpoints.values() if call.model in e.models and e.worker != avoid]
-        if not able:
-            return Reject(call.id, 503, f"no worker of {call.model!r} is up", 5)
+    def _fallback(self, attempt: Attempt) -> Dispatch | Reject:
+        call, tried = attempt.call, attempt.tried
+        able = [e.worker for e in self.endpoints.values() if call.model in e.models and e.worker not in tried]
+        if not able or len(tried) >= TRIES:
+            return Reject(call.id, 503, f"no worker of {call.model!r} is up", RETRY_AFTER_SECONDS)
         worker = min(able, key=lambda name: (self.in_flight[name], name))
         return Dispatch(call.id, f"w-{call.id}", f"w-{call.id}", f"b{call.id[:16]}", Decision(worker, FALLBACK))
 

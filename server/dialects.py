@@ -59,15 +59,15 @@ class Dialect:
         """Learn from an answer that was not streamed."""
         raise NotImplementedError
 
-    def error_event(self, message: str) -> bytes:
+    def error_event(self, status: int, message: str) -> bytes:
         """The API's in-stream error, for a stream that has begun."""
-        return b"data: " + errors.body(502, message) + b"\n\ndata: [DONE]\n\n"
+        return b"data: " + errors.body(status, message) + b"\n\ndata: [DONE]\n\n"
 
 
 class Completions(Dialect):
     """`/v1/completions`."""
 
-    marks = (b'"usage":{', b'"finish_reason":"', b'"error":{')
+    marks = (b'"usage":{', b'"finish_reason":"', b'"error":')
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         choices = data.get("choices") or []
@@ -110,7 +110,7 @@ class Responses(Dialect):
 
     marks = (
         b"event: response.completed", b"event: response.incomplete", b"event: response.failed", b"event: error",
-        b'"error":{',
+        b'"error":',
     )  # fmt: skip
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
@@ -133,8 +133,8 @@ class Responses(Dialect):
                 output=usage.get("output_tokens") or 0,
             )
 
-    def error_event(self, message: str) -> bytes:
-        failure = {"type": "error", "code": "server_error", "message": message, "param": None}
+    def error_event(self, status: int, message: str) -> bytes:
+        failure = {"type": "error", "code": str(status), "message": message, "param": None}
         # `error` repeats it where SDKs look for a failure of any stream.
         return b"event: error\ndata: " + orjson.dumps({**failure, "error": failure}) + b"\n\n"
 
@@ -144,7 +144,7 @@ class Messages(Dialect):
 
     anthropic = True
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
-    marks = (b"event: message_delta", b"event: error", b'"error":{')
+    marks = (b"event: message_delta", b"event: error", b'"error":')
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         kind = data.get("type")
@@ -169,8 +169,8 @@ class Messages(Dialect):
             prompt = (usage.get("input_tokens") or 0) + cached + (usage.get("cache_creation_input_tokens") or 0)
             self.usage = Usage(prompt, cached, usage.get("output_tokens") or 0)
 
-    def error_event(self, message: str) -> bytes:
-        return b"event: error\ndata: " + errors.body(502, message, anthropic=True) + b"\n\n"
+    def error_event(self, status: int, message: str) -> bytes:
+        return b"event: error\ndata: " + errors.body(status, message, anthropic=True) + b"\n\n"
 
 
 def split(block: bytes) -> Iterator[bytes]:

@@ -80,6 +80,7 @@ def command(spec: EngineSpec, host: str, port: int) -> list[str]:
         *("--model", spec.model),
         *("--host", host),
         *("--port", str(port)),
+        *("--middleware", "kvcache.plugin.guard.RequireKey"),
         "--enable-prompt-tokens-details",
         "--disable-uvicorn-access-log",
         *spec.args,

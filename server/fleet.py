@@ -32,8 +32,13 @@ class Location:
 class Fleet(Protocol):
     """Names its workers and says where each is now."""
 
-    async def watch(self, core: Core, client: aiohttp.ClientSession) -> None:
-        """Report workers to the core until cancelled."""
+    states: dict[str, str]
+    """Each worker's state, for people."""
+    failed: dict[str, str]
+    """The workers that cannot start, and why."""
+
+    async def locate(self, worker: str) -> Location | None:
+        """The address of the worker's server, or None while it cannot serve."""
         ...
 
 
@@ -43,65 +48,80 @@ class Attached:
     def __init__(self, urls: tuple[str, ...], api_key: str | None) -> None:
         self._urls: Mapping[str, str] = {f"w{index}": url for index, url in enumerate(urls)}
         self._api_key = api_key
-
-    async def watch(self, core: Core, client: aiohttp.ClientSession) -> None:
-        """Report the servers to the core until cancelled."""
-        await follow_all(self, tuple(self._urls), core, client)
+        self.states = dict.fromkeys(self._urls, "asked")
+        self.failed: dict[str, str] = {}
 
     async def locate(self, worker: str) -> Location | None:
         """The server's address. Its restarts are seen only as an outage: the incarnation is then counted up."""
         return Location(self._urls[worker], self._api_key, "")
 
 
-class Locator(Protocol):
-    """Finds a worker's server."""
+async def follow(fleet: Fleet, core: Core, client: aiohttp.ClientSession) -> None:
+    """Keep the core's view of the workers true until cancelled.
 
-    async def locate(self, worker: str) -> Location | None:
-        """The server's address, or None while it cannot serve."""
-        ...
-
-
-async def follow_all(fleet: Locator, workers: tuple[str, ...], core: Core, client: aiohttp.ClientSession) -> None:
-    """Follow each worker until cancelled. All are declared first: a model not seen yet may be one of theirs."""
-    for worker in workers:
+    All are declared first: a model not seen yet may be one of theirs.
+    """
+    for worker in fleet.states:
         core.worker_down(worker)
     async with asyncio.TaskGroup() as group:
-        for worker in workers:
-            group.create_task(_follow(fleet, worker, core, client))
+        for worker in fleet.states:
+            group.create_task(_Follower(fleet, worker, core, client).run())
 
 
-async def _follow(fleet: Locator, worker: str, core: Core, client: aiohttp.ClientSession) -> None:
-    outages = polls = silent = 0
-    while True:
-        try:
-            endpoint = core.endpoints.get(worker)
-            if endpoint is None or polls % REFRESH_POLLS == 0:
-                await _refresh(fleet, worker, core, client, outages)
-            elif (well := await alive(client, endpoint)) is not True:
-                silent += 1
-                if well is False or silent >= SILENT_POLLS:
-                    log.warning("worker down", worker=worker)
-                    core.worker_down(worker)
-                    outages += 1
-            else:
-                silent = 0
-        except Exception:  # whatever it was, the worker must be looked at again
-            log.exception("watching a worker failed", worker=worker)
-        polls += 1
-        await asyncio.sleep(POLL_SECONDS)
+class _Follower:
+    """Looks at one worker, again and again."""
 
+    def __init__(self, fleet: Fleet, worker: str, core: Core, client: aiohttp.ClientSession) -> None:
+        self.fleet, self.worker, self.core, self.client = fleet, worker, core, client
+        self.outages = self.silent = 0
+        self.said = ""
 
-async def _refresh(fleet: Locator, worker: str, core: Core, client: aiohttp.ClientSession, outages: int) -> None:
-    """Learn where the worker is and what it serves; tell the core where that is news."""
-    location = await fleet.locate(worker)
-    described = await describe(client, location.url, location.api_key) if location else None
-    if location is None or described is None:
-        return
-    incarnation = location.incarnation or str(outages)
-    endpoint = Endpoint(
-        worker, location.url, described.cards, location.api_key, incarnation, described.version
-    )  # fmt: skip
-    known = core.endpoints.get(worker)
-    if known is None or (known.models, known.incarnation) != (endpoint.models, incarnation):
-        log.info("worker up", worker=worker, models=endpoint.models, kv_tokens=described.kv_tokens)
-        core.worker_up(endpoint, described.pool, described.kv_tokens)
+    async def run(self) -> None:
+        polls = 0
+        while True:
+            try:
+                endpoint = self.core.endpoints.get(self.worker)
+                if endpoint is None or polls % REFRESH_POLLS == 0:
+                    await self._refresh()
+                else:
+                    await self._check(endpoint)
+            except Exception:  # whatever it was, the worker must be looked at again
+                log.exception("watching a worker failed", worker=self.worker)
+            polls += 1
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _check(self, endpoint: Endpoint) -> None:
+        well = await alive(self.client, endpoint)
+        self.silent = self.silent + 1 if well is None else 0
+        if well is False or self.silent >= SILENT_POLLS:
+            log.warning("worker down", worker=self.worker)
+            self.core.worker_down(self.worker)
+            self.outages += 1
+            self.silent = 0
+
+    async def _refresh(self) -> None:
+        """Learn where the worker is and what it serves; tell the core where that is news."""
+        location = await self.fleet.locate(self.worker)
+        if location is None:
+            if reason := self.fleet.failed.get(self.worker):
+                self._say("worker cannot start", reason)
+                self.core.worker_down(self.worker, failed=True)
+            return
+        described = await describe(self.client, location.url, location.api_key)
+        if isinstance(described, str):
+            self._say("worker does not answer as vLLM does", described)
+            return
+        self.said = ""
+        incarnation = location.incarnation or str(self.outages)
+        cards, version = described.cards, described.version
+        endpoint = Endpoint(self.worker, location.url, cards, location.api_key, incarnation, version)
+        known = self.core.endpoints.get(self.worker)
+        if known is None or (known.models, known.incarnation) != (endpoint.models, incarnation):
+            log.info("worker up", worker=self.worker, models=endpoint.models, kv_tokens=described.kv_tokens)
+            self.core.worker_up(endpoint, described.pool, described.kv_tokens)
+
+    def _say(self, event: str, reason: str) -> None:
+        """Log what is wrong, once."""
+        if reason != self.said:
+            self.said = reason
+            log.warning(event, worker=self.worker, reason=reason[-1000:])

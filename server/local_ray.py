@@ -25,7 +25,8 @@ OBJECT_STORE_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class LocalRay:
-    """The Ray that `weft serve` on one port started. `pid` is its head process, `front` the front end's.
+    """The Ray that `weft serve` on one port started. `pid` is its head process, `front` the front end's; each with
+    its start in clock ticks since boot, since pids are used again.
 
     Ray listens beyond loopback and runs whatever it is sent, so that it gets a `token` that only this user can read.
     """
@@ -33,11 +34,17 @@ class LocalRay:
     address: str
     token: str
     pid: int
+    started: int
     front: int
+    front_started: int
 
     def alive(self) -> bool:
-        """Whether the head process still runs, and is Ray's."""
-        return _runs(self.pid, "ray")
+        """Whether the head process still runs."""
+        return _runs(self.pid, self.started)
+
+    def front_alive(self) -> bool:
+        """Whether the front end that uses this Ray runs."""
+        return _runs(self.front, self.front_started)
 
 
 def record_path(home: Path, port: int) -> Path:
@@ -63,11 +70,17 @@ def prepare(home: Path, port: int) -> LocalRay | None:
 
 def start_or_join(home: Path, port: int) -> LocalRay:
     """Join the Ray that an earlier front end on this port left, or start one. Raises ConfigError where that fails."""
-    found = replace(read(home, port) or _start(home), front=os.getpid())
-    record = record_path(home, port)
-    record.touch(mode=0o600)
-    record.write_text(json.dumps(asdict(found)))
-    join(found.address)
+    found = read(home, port)
+    if found is None:
+        found = _start(home, port)
+    else:
+        found = replace(found, front=os.getpid(), front_started=_start_time(os.getpid()))
+        _write(home, port, found)
+    try:
+        join(found.address)
+    except ConfigError:
+        end(home, port, found)
+        raise
     return found
 
 
@@ -82,38 +95,40 @@ def join(address: str) -> None:
 
 
 def end(home: Path, port: int, local: LocalRay) -> None:
-    """Stop the Ray and forget it."""
+    """Stop the Ray, by force if it does not end in time, and forget it."""
     import ray
 
     ray.shutdown()
-    if local.alive():
-        os.kill(local.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 15
+    for sig, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
+        if local.alive():
+            os.killpg(local.pid, sig)
+        deadline = time.monotonic() + seconds
         while local.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
     record_path(home, port).unlink(missing_ok=True)
 
 
-def front_alive(local: LocalRay) -> bool:
-    """Whether the front end that uses this Ray runs."""
-    return _runs(local.front, "weft")
-
-
 def await_front(local: LocalRay, seconds: float = 120.0) -> None:
     """Wait until the front end has ended."""
     deadline = time.monotonic() + seconds
-    while front_alive(local) and time.monotonic() < deadline:
+    while local.front_alive() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
-def _start(home: Path) -> LocalRay:
-    port = _free_port()
-    logs = home / "ray.log"
-    logs.parent.mkdir(parents=True, exist_ok=True)
+def _write(home: Path, port: int, local: LocalRay) -> None:
+    record = record_path(home, port)
+    record.touch(mode=0o600)
+    record.write_text(json.dumps(asdict(local)))
+
+
+def _start(home: Path, port: int) -> LocalRay:
+    head_port = _free_port()
+    home.mkdir(parents=True, exist_ok=True)
+    logs = home / f"ray-{port}.log"
     with logs.open("wb") as log:
         head = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"),
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={head_port}"),
                 *("--disable-usage-stats", "--include-dashboard=false", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             ],
             stdin=subprocess.DEVNULL,
@@ -124,11 +139,15 @@ def _start(home: Path) -> LocalRay:
             env={**os.environ, "RAY_worker_niceness": "0"},
             start_new_session=True,
         )
+    address, token, front = f"127.0.0.1:{head_port}", os.environ["RAY_AUTH_TOKEN"], os.getpid()
+    local = LocalRay(address, token, head.pid, _start_time(head.pid), front, _start_time(front))
+    _write(home, port, local)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and head.poll() is None:
         if "Ray runtime started" in logs.read_text(errors="replace"):
-            return LocalRay(f"127.0.0.1:{port}", os.environ["RAY_AUTH_TOKEN"], head.pid, os.getpid())
+            return local
         time.sleep(0.1)
+    end(home, port, local)
     raise ConfigError(f"Ray did not start; see {logs}")
 
 
@@ -138,9 +157,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _runs(pid: int, word: str) -> bool:
+def _start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where it has ended."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state != "Z" and word in Path(f"/proc/{pid}/cmdline").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
-        return False
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _runs(pid: int, started: int) -> bool:
+    return started != 0 and _start_time(pid) == started

@@ -45,7 +45,7 @@ def watch(attempt: Attempt) -> None:
         decision=str(dispatch.decision) if dispatch else None,
         state=attempt.state,
         status=attempt.status,
-        tries=attempt.tries,
+        tries=len(attempt.tried),
         ttft_ms=None if first is None else round(1000 * (first - attempt.arrived), 1),
         total_ms=round(1000 * (ended - attempt.arrived), 1),
         prompt_tokens=usage.prompt,

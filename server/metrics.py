@@ -50,7 +50,7 @@ class Metrics:
         if decision is None or attempt.finished is None:
             return
         self.decisions.labels(decision.reason).inc()
-        self.retries.labels(model).inc(attempt.tries - 1)
+        self.retries.labels(model).inc(len(attempt.tried) - 1)
         for metric, tokens in ((self.prompt, usage.prompt), (self.cached, usage.cached), (self.output, usage.output)):
             metric.labels(model, worker).inc(tokens)
         self.duration.labels(model).observe(attempt.finished - attempt.arrived)

@@ -33,19 +33,19 @@ class Described:
         return str(base["id"]) if base else ""
 
 
-async def describe(client: aiohttp.ClientSession, url: str, api_key: str | None) -> Described | None:
-    """Ask a server what it serves; None where it does not answer as vLLM does."""
+async def describe(client: aiohttp.ClientSession, url: str, api_key: str | None) -> Described | str:
+    """Ask a server what it serves; returns the reason where it does not answer as vLLM does."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         async with client.get(url + "/v1/models", headers=headers, timeout=TIMEOUT) as answer:
             if answer.status != 200:
-                return None
+                return f"{url}/v1/models answers {answer.status}"
             cards = tuple(card for card in (await answer.json())["data"] if isinstance(card, dict) and "id" in card)
         version = await _json(client, url + "/version", headers)
         async with client.get(url + "/metrics", headers=headers, timeout=TIMEOUT) as answer:
             kv_tokens = _capacity(await answer.read())
-    except (*LOST, ValueError, KeyError, TypeError):
-        return None
+    except (*LOST, ValueError, KeyError, TypeError) as error:
+        return f"{url}: {error or type(error).__name__}"
     return Described(cards, str(version.get("version", "")), kv_tokens)
 
 

@@ -8,22 +8,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import aiohttp
 import ray
 import structlog
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from server.config import ConfigError
-from server.core import Core
 from server.engine import EngineSpec
-from server.fleet import Location, follow_all
+from server.fleet import Location
 from server.local_ray import NAMESPACE
 from server.worker import WorkerActor
 
 log = structlog.get_logger("weft")
 
+GROUP = "weft:"  # placement groups have no namespace
 PLACE_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 
@@ -38,23 +37,30 @@ class RayFleet:
         self.states: dict[str, str] = dict.fromkeys(self.specs, "placing")
         self.failed: dict[str, str] = {}
 
-    def start(self, end_others: bool, report: Callable[[str], None] = lambda _: None) -> None:
-        """Adopt the workers that run as asked, end those that run otherwise, start the rest. Blocks.
+    def start(self, exclusive: bool, report: Callable[[str], None] = lambda _: None) -> None:
+        """Adopt the workers that run as asked and start the rest. Blocks.
 
-        Raises ConfigError where the cluster has no room, naming what is missing.
+        In a Ray of our own (`exclusive`) workers that run otherwise are ended; in a shared cluster they may be
+        another's. Raises ConfigError where one stands in the way, or where there is no room, naming what is missing.
         """
         for name in list_workers():
             actor = ray.get_actor(name, NAMESPACE)
-            spec = _spec_of(actor)
-            if name in self.specs and spec == self.specs[name]:
+            if name in self.specs and _spec_of(actor) == self.specs[name]:
                 self._actors[name] = actor
                 report(f"adopted {name}")
-            elif name in self.specs or end_others:
-                end_worker(name)
+            elif exclusive:
+                end_workers([name])
+            elif name in self.specs:
+                raise ConfigError(f"{name} runs in this cluster with other settings; `weft down --address` ends it")
         missing = [spec for name, spec in self.specs.items() if name not in self._actors]
+        end_workers([spec.name for spec in missing])  # what a killed start may have reserved
         _check_room(missing)
-        for spec in missing:
-            self._actors[spec.name] = self._start_one(spec)
+        try:
+            for spec in missing:
+                self._actors[spec.name] = self._start_one(spec)
+        except BaseException:
+            end_workers([spec.name for spec in missing])
+            raise
 
     def _start_one(self, spec: EngineSpec) -> Any:
         group = _place(spec)
@@ -71,20 +77,19 @@ class RayFleet:
         }
         return ray.remote(WorkerActor).options(**options).remote(spec, *self._arguments)
 
-    async def watch(self, core: Core, client: aiohttp.ClientSession) -> None:
-        """Report the workers to the core until cancelled."""
-        await follow_all(self, tuple(self.specs), core, client)
-
     async def locate(self, worker: str) -> Location | None:
         """Ask the actor where its server is; None while it starts, restarts or has failed."""
         try:
             info = await asyncio.wait_for(self._actors[worker].info.remote(), ANSWER_SECONDS)
+        except ActorDiedError as error:  # for good: its node could not make it
+            self.states[worker], self.failed[worker] = "failed", str(error)
+            return None
         except (RayError, TimeoutError):
             self.states[worker] = "restarting"
             return None
         self.states[worker] = info["state"]
         if info["state"] == "failed":
-            self.failed[worker] = info["log_tail"]
+            self.failed[worker] = _telling(info["log_tail"], info["log"])
         if info["state"] != "ready":
             return None
         return Location(info["url"], info["api_key"], info["incarnation"])
@@ -101,11 +106,6 @@ def list_workers() -> list[str]:
     )
 
 
-def end_worker(name: str) -> None:
-    """End one worker and give back what it reserved."""
-    end_workers([name])
-
-
 def end_workers(names: Sequence[str]) -> None:
     """End workers: their servers first, gracefully and at the same time, then the actors and what they reserved."""
     actors = {}
@@ -117,8 +117,9 @@ def end_workers(names: Sequence[str]) -> None:
         ray.wait(stopping, num_returns=len(stopping), timeout=40)
     for actor in actors.values():
         ray.kill(actor, no_restart=True)
+    groups = {GROUP + name for name in names}
     for group_id, row in placement_group_table().items():
-        if row["name"] in names and row["state"] != "REMOVED":
+        if row["name"] in groups and row["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
     _await_gone(list(actors))
 
@@ -135,6 +136,13 @@ def _spec_of(actor: Any) -> EngineSpec | None:
     except RayError:
         return None
     return info["spec"] if info["state"] in ("starting", "ready") else None
+
+
+def _telling(tail: str, log_path: str) -> str:
+    """The lines of a server's last words that say why it died."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    telling = [line for line in lines if "rror" in line][-3:] or lines[-3:]
+    return "\n".join([*(line[:300] for line in telling), f"(its log: {log_path})"])
 
 
 def _bundle(spec: EngineSpec) -> dict[str, float]:
@@ -154,7 +162,7 @@ def _check_room(specs: Sequence[EngineSpec]) -> None:
 def _place(spec: EngineSpec) -> PlacementGroup:
     """Reserve the worker's resources on one node. Raises ConfigError that names what is missing."""
     bundle = _bundle(spec)
-    group = placement_group([bundle], name=spec.name, lifetime="detached")
+    group = placement_group([bundle], name=GROUP + spec.name, lifetime="detached")
     if not group.wait(PLACE_SECONDS):
         free = ray.available_resources()
         remove_placement_group(group)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,7 +16,8 @@ from starlette.responses import Response
 from scheduler.actions import Dispatch, Reject
 from server import errors, sse
 from server.call import Call, owned_headers
-from server.core import Attempt, Core
+from server.core import Attempt, Core, Endpoint
+from server.dialects import split
 from server.errors import ApiError
 
 log = structlog.get_logger("weft")
@@ -60,6 +63,7 @@ class Exchange(Response):
         self.began = False  # the worker's answer has begun: no retry
         self.gone = False  # the client has left, or reads nothing
         self.done = False  # the client has everything
+        self.cut_off: str | None = None
         self.sending_since: float | None = None
         self.last_sent = self.opened = asyncio.get_running_loop().time()
         self.background = None
@@ -108,24 +112,31 @@ class Exchange(Response):
         url = endpoint.url + self.call.path
         try:
             async with asyncio.timeout(None) as limit:
-                attempt.cut = lambda: limit.reschedule(0)
+                attempt.cut = partial(self._cut, limit)
                 async with self.client.post(url, data=self.call.body, headers=headers) as upstream:
                     attempt.status = upstream.status
                     if upstream.content_type == "text/event-stream":
                         return await self._stream(upstream)
-                    return await self._whole(upstream)
+                    return await self._whole(upstream, endpoint)
         except aiohttp.SocketTimeoutError:
             self.core.failed(attempt, "stalled", retryable=False)
             await self._fail(ApiError(504, f"The worker sent nothing for {STALL_SECONDS:g} s."))
             return "failed"
         except LOST as error:
-            raise WorkerLost(str(error) or type(error).__name__) from None
+            raise WorkerLost(self.cut_off or str(error) or type(error).__name__) from None
+
+    def _cut(self, limit: asyncio.Timeout, reason: str) -> None:
+        self.cut_off = reason
+        if not limit.expired():
+            limit.reschedule(0)
 
     async def _stream(self, upstream: aiohttp.ClientResponse) -> str:
         dialect = self.call.dialect
         async for block in sse.blocks(upstream.content):
-            self.began = self.began or not block.startswith(b":")
-            kept = dialect.feed(block)
+            self.began = self.began or any(not event.startswith(b":") for event in split(block))
+            kept = block
+            with self.core.counting():
+                kept = dialect.feed(block)
             if dialect.content and self.attempt.first_token is None:
                 self.core.first_token(self.attempt)
             if kept:
@@ -137,15 +148,16 @@ class Exchange(Response):
         await self._write(b"", more=False)
         return "failed" if dialect.error else "finished"
 
-    async def _whole(self, upstream: aiohttp.ClientResponse) -> str:
+    async def _whole(self, upstream: aiohttp.ClientResponse, endpoint: Endpoint) -> str:
         """An answer in one piece, or the worker's own error, unmodified."""
-        if upstream.status >= 500 and not await self._healthy(upstream):
+        if upstream.status >= 500 and not await self._healthy(endpoint):
             raise WorkerLost(f"the worker answered {upstream.status} and is not healthy")
         self.began = True
         body = await upstream.read()
         ok = upstream.status < 400
         if ok:
-            self._learn(body)
+            with self.core.counting():
+                self._learn(body)
         if self.started:  # a stream that was kept alive before the worker refused it
             await self._fail(ApiError(upstream.status, _message(body)))
         else:
@@ -162,11 +174,10 @@ class Exchange(Response):
         if isinstance(answer, dict):
             self.call.dialect.read_whole(answer)
 
-    async def _healthy(self, upstream: aiohttp.ClientResponse) -> bool:
+    async def _healthy(self, endpoint: Endpoint) -> bool:
         """Whether a worker that answered with a server error still lives."""
         try:
-            url = upstream.url.with_path("/health")
-            async with self.client.get(url, timeout=aiohttp.ClientTimeout(total=2)) as health:
+            async with self.client.get(endpoint.url + "/health", timeout=aiohttp.ClientTimeout(total=2)) as health:
                 return health.status == 200
         except LOST:
             return False
@@ -175,7 +186,7 @@ class Exchange(Response):
         """Tell the client in the API's own shape: as the response, or in the stream that has begun."""
         dialect = self.call.dialect
         if self.started:
-            await self._write(dialect.error_event(error.message), more=False)
+            await self._write(dialect.error_event(error.status, error.message), more=False)
             return
         self.started = self.done = True
         self.attempt.status = error.status
@@ -193,9 +204,9 @@ class Exchange(Response):
 
     async def _write(self, data: bytes, more: bool = True) -> None:
         loop = asyncio.get_running_loop()
-        self.sending_since, self.done = loop.time(), not more
+        self.sending_since = loop.time()
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sending_since, self.last_sent = None, loop.time()
+        self.sending_since, self.last_sent, self.done = None, loop.time(), not more
 
     def _own_headers(self) -> dict[str, str]:
         headers = {"x-request-id": self.call.request_id}
@@ -214,13 +225,14 @@ class Exchange(Response):
                 async with asyncio.timeout(WATCH_SECONDS):
                     message = await receive()
             except TimeoutError:
-                since = self.sending_since
-                if since is None:
-                    await self._keep_alive(loop.time())
-                elif loop.time() - since > SLOW_READER_SECONDS:
-                    log.warning("cut off a client that reads nothing", step=self.call.id)
-                    break
-                continue
+                if self.sending_since is None:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(SLOW_READER_SECONDS):
+                            await self._keep_alive(loop.time())
+                if self.sending_since is None or loop.time() - self.sending_since < SLOW_READER_SECONDS:
+                    continue
+                log.warning("cut off a client that reads nothing", step=self.call.id)
+                break
             if message["type"] == "http.disconnect":
                 break
         if self.done:

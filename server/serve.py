@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -19,7 +21,8 @@ from server.core import Core
 from server.engine import EngineSpec
 from server.fleet import Attached, Fleet
 from server.local_ray import LocalRay
-from server.ray_fleet import RayFleet
+from server.ray_fleet import RayFleet, end_workers, list_workers
+from server.relay import SLOW_READER_SECONDS
 from server.trace import Trace
 
 CLOSE_SECONDS = 5
@@ -31,21 +34,53 @@ def run(settings: Settings) -> int:
     keys = Keys.read(settings.keys)
     listening = _listen(settings.host, settings.port)
     banner = Banner(settings)
+    _raise_file_limit()
+    for sig in (signal.SIGTERM, signal.SIGHUP):  # while uvicorn does not handle them: what runs must be ended
+        signal.signal(sig, _interrupt)
     if settings.workers:
-        fleet: Fleet = Attached(settings.workers, settings.worker_api_key)
-        return asyncio.run(_serve(settings, keys, fleet, listening, banner))
+        attached = Attached(settings.workers, settings.worker_api_key)
+        return asyncio.run(_serve(settings, keys, attached, listening, banner))
     specs = _specs(settings, banner)
     _leave_users_directory(settings)
-    local = _join_ray(settings, banner)
-    workers = RayFleet(specs, str(settings.home), "127.0.0.1" if local else None, _cpu_share(len(specs)))
+    if settings.address is not None:
+        local_ray.join(settings.address)
+        return _run_workers(settings, keys, specs, None, listening, banner)
+    banner.line("starting Ray")
+    local = local_ray.start_or_join(settings.home, settings.port)
     try:
-        workers.start(end_others=local is not None, report=banner.line)
-        return asyncio.run(_serve(settings, keys, workers, listening, banner))
+        return _run_workers(settings, keys, specs, local, listening, banner)
     finally:
-        if local:
-            banner.line("ending the workers and Ray")
-            workers.stop()
-            local_ray.end(settings.home, settings.port, local)
+        _ignore_signals()
+        banner.line("ending the workers and Ray")
+        end_workers(list_workers())
+        local_ray.end(settings.home, settings.port, local)
+
+
+def _run_workers(
+    settings: Settings, keys: Keys, specs: list[EngineSpec], local: LocalRay | None, listening: socket.socket,
+    banner: Banner,
+) -> int:  # fmt: skip
+    home = str(settings.home / "workers" / str(settings.port))
+    workers = RayFleet(specs, home, "127.0.0.1" if local else None, _cpu_share(len(specs)))
+    workers.start(exclusive=local is not None, report=banner.line)
+    return asyncio.run(_serve(settings, keys, workers, listening, banner))
+
+
+def _interrupt(sig: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + sig)
+
+
+def _ignore_signals() -> None:
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, signal.SIG_IGN)
+
+
+def _raise_file_limit() -> None:
+    """A stream holds two sockets; the usual soft limit of 1024 would end at some 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(settings: Settings, keys: Keys, fleet: Fleet, listening: socket.socket, banner: Banner) -> int:
@@ -96,9 +131,9 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by uvicorn on SIGINT and SIGTERM."""
+        """Called by uvicorn on SIGINT and SIGTERM. It must not send the signal again: our own end comes after."""
         if self._told:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
         self._told = True
         self._loop.call_soon_threadsafe(self._stop)
 
@@ -109,11 +144,12 @@ def _listen(host: str, port: int) -> socket.socket:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(info[0], socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that reads nothing for so long is cut off by the kernel too, with what is buffered for it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * SLOW_READER_SECONDS))
         listening.bind(info[4])
         listening.listen(4096)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    listening.set_inheritable(True)
     return listening
 
 
@@ -162,14 +198,6 @@ def _leave_users_directory(settings: Settings) -> None:
     neutral = settings.home / "empty"
     neutral.mkdir(parents=True, exist_ok=True)
     os.chdir(neutral)
-
-
-def _join_ray(settings: Settings, banner: Banner) -> LocalRay | None:
-    if settings.address is not None:
-        local_ray.join(settings.address)
-        return None
-    banner.line("starting Ray")
-    return local_ray.start_or_join(settings.home, settings.port)
 
 
 def _cpu_share(workers: int) -> int:

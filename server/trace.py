@@ -83,7 +83,7 @@ class Trace:
             "worker": dispatch.decision.worker if dispatch else None,
             "decision": dispatch.decision.reason if dispatch else None,
             "terms": dict(dispatch.decision.terms) if dispatch else None,
-            "tries": attempt.tries,
+            "tries": len(attempt.tried),
             "state": attempt.state,
             "status": attempt.status,
             "arrived": attempt.arrived,

@@ -41,7 +41,7 @@ class WorkerActor:
         self.api_key = secrets.token_urlsafe(24)
         self.state = "starting"
         self.port = _free_port(host)
-        self.directory = Path(home) / "workers" / spec.name
+        self.directory = Path(home) / spec.name
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / "vllm.log"
         command = engine.command(spec, host, self.port)

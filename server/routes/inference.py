@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from scheduler.identity import ANONYMOUS
-from server.call import Call, parse, parse_object, read_body
+from server.call import Call, model_of, outgoing, parse, parse_object, read_body
 from server.core import Endpoint
 from server.dialects import Chat, Completions, Dialect, Messages, Responses
 from server.errors import ApiError
@@ -82,20 +82,16 @@ async def _previous(state: State, call: Call) -> Made | None:
 
 async def _pass(request: Request) -> Response:
     state = state_of(request)
-    authenticate(request)
+    tenant = authenticate(request)
     body = await read_body(request)
-    model = _model_of(request, body) or state.core.default_model()
-    return await forward(request, body, _serving(state, model), state.client)
-
-
-def _model_of(request: Request, body: bytes) -> str | None:
     if request.headers.get("content-type", "").startswith("multipart/"):
         found = _MULTIPART_MODEL.search(body)
-        return found[1].decode("utf-8", "replace") if found else None
-    model = parse_object(body).get("model")
-    if model is not None and not isinstance(model, str):
-        raise ApiError(400, "`model` is not a string.", "model")
-    return model
+        model = found[1].decode("utf-8", "replace") if found else None
+    else:
+        fields = parse_object(body)
+        model = model_of(fields)
+        body = outgoing(body, fields, tenant)
+    return await forward(request, body, _serving(state, model or state.core.default_model()), state.client)
 
 
 def _serving(state: State, model: str) -> list[Endpoint]:

@@ -141,13 +141,15 @@ async def workflow_detail(request: Request, workflow: str) -> WorkflowDetail:
     return WorkflowDetail(**view.detail(found))
 
 
-@native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404), status_code=204)
-async def finish(request: Request, workflow: str) -> None:
+@native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404))
+async def finish(request: Request, workflow: str) -> WorkflowRow:
     """The workflow makes no further call: what it holds may go."""
     tenant, core = authenticate(request), state_of(request).core
-    if core.scheduler.graph.get(tenant.name, workflow) is None:
+    found = core.scheduler.graph.get(tenant.name, workflow)
+    if found is None:
         raise ApiError(404, f"No workflow {workflow!r} is known.")
     core.tell(WorkflowFinished(tenant.name, workflow))
+    return WorkflowRow(**view.summary(found))
 
 
 @native.get("/v1/workers", responses=_errors(401))

@@ -91,8 +91,8 @@ def test_a_session_that_is_quiet_for_long_weighs_nothing_but_keeps_its_seat() ->
     d.now += 61
     d.send(Tick())
     assert not d.scheduler.graph.live
-    assert d.place("b") == "w0"
-    d.finish()
+    assert not any(w.sessions for w in d.scheduler.workers.values())
+    assert d.turn("b") == "w1"
     assert d.turn("a") == "w0"
 
 
@@ -100,7 +100,7 @@ def test_a_finished_workflow_weighs_nothing() -> None:
     d = Driver()
     d.turn("a")
     d.send(WorkflowFinished("t", "a"))
-    assert d.place("b") == "w0"
+    assert not any(w.sessions for w in d.scheduler.workers.values())
     workflow = d.scheduler.graph.get("t", "a")
     assert workflow
     assert workflow.state == "finished"
@@ -123,6 +123,48 @@ def test_a_step_that_met_a_lost_worker_goes_once_to_another() -> None:
     assert isinstance(last, Reject)
     assert last.status == 502
     assert not d.scheduler.running
+
+
+def test_a_step_that_kills_workers_sees_two_of_them_at_most() -> None:
+    d = Driver(workers=5)
+    d.place("a")
+    assert isinstance(d.send(StepFailed("s1", "reset", retryable=True))[0], Dispatch)
+    assert isinstance(d.send(StepFailed("s1", "reset", retryable=True))[0], Reject)
+
+
+def test_among_equals_the_new_worker_comes_first() -> None:
+    d = Driver()
+    for session in "ab":
+        d.turn(session, final=True)
+    d.send(WorkerDown("w1"))
+    d.up("w1", life="2")
+    assert d.turn("c") == "w1"
+
+
+def test_a_workflow_with_too_many_sessions_drops_its_oldest_idle_ones() -> None:
+    d = Driver(limits=Limits(sessions_per_workflow=5))
+    d.place("busy", workflow="w")
+    for index in range(50):
+        d.turn(f"s{index}", workflow="w")
+    workflow = d.scheduler.graph.get("t", "w")
+    assert workflow
+    assert len(workflow.sessions) == 5
+    assert {"busy", "s49"} <= workflow.sessions.keys()
+    assert len(d.scheduler.graph._root_of) == 5
+
+
+def test_a_model_nobody_has_leaves_no_trace() -> None:
+    d = Driver()
+    d.step("a", model="x" * 1000)
+    assert not d.scheduler.graph.workflows
+
+
+def test_a_worker_that_cannot_start_does_not_keep_others_waiting() -> None:
+    d = Driver()
+    d.send(WorkerDown("w2", failed=True))
+    refused = d.step("a", model="later")
+    assert isinstance(refused, Reject)
+    assert refused.status == 404
 
 
 def test_a_session_moves_for_good_when_its_worker_refused() -> None:

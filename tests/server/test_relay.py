@@ -257,7 +257,7 @@ async def test_stored_responses_and_what_follows_them_go_to_their_worker(weft: W
             made.append(
                 ((await answer.json())["id"], answer.headers["x-weft-worker"], answer.headers["x-weft-workflow"])
             )
-    assert {worker for _, worker, _ in made} == {"w0"}  # anonymous, one at a time
+    assert {worker for _, worker, _ in made} == {"w0", "w1"}
     async with weft.http.post(url, json={"model": "m", "input": "x"}, headers={"x-session-id": "other"}):
         pass
     for response, worker, workflow in made:

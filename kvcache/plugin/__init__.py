@@ -1,0 +1,1 @@
+"""What of Weft runs inside vLLM. Needs neither Ray nor a web framework."""
