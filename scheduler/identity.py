@@ -50,6 +50,8 @@ def resolve(tenant: str, headers: Headers, body: Mapping[str, Any]) -> Identity:
     """Merge what the body's explicit fields and one harness's headers say. Linear in the number of headers."""
     claims = [(name, claim) for name, read in EXPLICIT if (claim := read(headers, body))]
     claims += next(([(name, claim)] for name, read in HARNESSES if (claim := read(headers, body))), [])
+    if not claims:
+        return Identity(tenant=tenant)
     found: dict[str, Any] = {}
     for field in fields(Claim):
         found[field.name] = next((value for _, c in claims if (value := getattr(c, field.name))), field.default)

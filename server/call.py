@@ -81,7 +81,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 def parse(request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], default_model: str) -> Call:
     """Read what scheduling needs and make the worker's body. Raises ApiError 400 on what no worker could serve."""
     fields = parse_object(raw)
-    headers = request.headers
+    headers = plain_headers(request)
     model = model_of(fields) or default_model
     who = identity.resolve(tenant.name, headers, fields)
     step = uuid.uuid4().hex
@@ -100,6 +100,11 @@ def parse(request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], 
         dialect=dialect(drop_usage="stream_options" in added),
         fields=fields,
     )
+
+
+def plain_headers(request: Request) -> dict[str, str]:
+    """The headers by lower-case name, the last of each: what Starlette's mapping searches anew at each look-up."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:

@@ -172,9 +172,13 @@ class Core:
         """What fails in here costs a decision or a record, never the step: it is logged and counted."""
         try:
             yield
-        except Exception:
-            self.failures += 1
-            log.exception("the core failed; steps are served without it")
+        except Exception as error:
+            self.failed_to_learn(error)
+
+    def failed_to_learn(self, error: Exception) -> None:
+        """Log and count a failure that must not cost a step."""
+        self.failures += 1
+        log.error("the core failed; steps are served without it", exc_info=error)
 
     def _take(self, attempt: Attempt, actions: list[Action]) -> Dispatch | Reject:
         action = next((a for a in actions if isinstance(a, Dispatch | Reject)), None)

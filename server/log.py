@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import orjson
 import structlog
 
 from server.core import Attempt
@@ -13,9 +14,13 @@ log = structlog.get_logger("weft")
 
 def configure(form: str) -> None:
     """Send log lines to standard error, as text for people or as JSON."""
-    renderer = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), pad_event_to=0
-    )  # fmt: skip
+    renderer: structlog.typing.Processor
+    if form == "json":
+        renderer = structlog.processors.JSONRenderer(lambda line, **_: orjson.dumps(line, default=str).decode())
+    elif sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)
+    else:
+        renderer = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

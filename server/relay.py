@@ -65,7 +65,8 @@ class Exchange(Response):
         self.done = False  # the client has everything
         self.cut_off: str | None = None
         self.sending_since: float | None = None
-        self.last_sent = self.opened = asyncio.get_running_loop().time()
+        self.clock = asyncio.get_running_loop().time
+        self.last_sent = self.opened = self.clock()
         self.background = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -133,10 +134,13 @@ class Exchange(Response):
     async def _stream(self, upstream: aiohttp.ClientResponse) -> str:
         dialect = self.call.dialect
         async for block in sse.blocks(upstream.content):
-            self.began = self.began or any(not event.startswith(b":") for event in split(block))
-            kept = block
-            with self.core.counting():
+            if not self.began:
+                self.began = any(not event.startswith(b":") for event in split(block))
+            try:
                 kept = dialect.feed(block)
+            except Exception as error:
+                kept = block
+                self.core.failed_to_learn(error)
             if dialect.content and self.attempt.first_token is None:
                 self.core.first_token(self.attempt)
             if kept:
@@ -203,10 +207,9 @@ class Exchange(Response):
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _write(self, data: bytes, more: bool = True) -> None:
-        loop = asyncio.get_running_loop()
-        self.sending_since = loop.time()
+        self.sending_since = self.last_sent = self.clock()
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sending_since, self.last_sent, self.done = None, loop.time(), not more
+        self.sending_since, self.done = None, not more
 
     def _own_headers(self) -> dict[str, str]:
         headers = {"x-request-id": self.call.request_id}
@@ -219,7 +222,6 @@ class Exchange(Response):
 
     async def _guard(self, receive: Receive, task: asyncio.Task[Any]) -> None:
         """Watch the client: end the task when it leaves or reads nothing, keep its stream alive in silence."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(WATCH_SECONDS):
@@ -228,8 +230,8 @@ class Exchange(Response):
                 if self.sending_since is None:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(SLOW_READER_SECONDS):
-                            await self._keep_alive(loop.time())
-                if self.sending_since is None or loop.time() - self.sending_since < SLOW_READER_SECONDS:
+                            await self._keep_alive(self.clock())
+                if self.sending_since is None or self.clock() - self.sending_since < SLOW_READER_SECONDS:
                     continue
                 log.warning("cut off a client that reads nothing", step=self.call.id)
                 break

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
+import uvloop
 
 from server import embedded, engine, local_ray, log
 from server.app import build
@@ -39,7 +42,7 @@ def run(settings: Settings) -> int:
         signal.signal(sig, _interrupt)
     if settings.workers:
         attached = Attached(settings.workers, settings.worker_api_key)
-        return asyncio.run(_serve(settings, keys, attached, listening, banner))
+        return _run_loop(_serve(settings, keys, attached, listening, banner))
     specs = _specs(settings, banner)
     _leave_users_directory(settings)
     if settings.address is not None:
@@ -63,7 +66,14 @@ def _run_workers(
     home = str(settings.home / "workers" / str(settings.port))
     workers = RayFleet(specs, home, "127.0.0.1" if local else None, _cpu_share(len(specs)))
     workers.start(exclusive=local is not None, report=banner.line)
-    return asyncio.run(_serve(settings, keys, workers, listening, banner))
+    return _run_loop(_serve(settings, keys, workers, listening, banner))
+
+
+def _run_loop(serving: Coroutine[Any, Any, int]) -> int:
+    gc.collect()
+    gc.freeze()  # what is imported by now stays: a full collection over it would hold up every stream
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serving)
 
 
 def _interrupt(sig: int, frame: FrameType | None) -> None:
