@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,13 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def parse(request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], default_model: str) -> Call:
+def parse(
+    request: Request, raw: bytes, tenant: Tenant, dialect: type[Dialect], default_model: Callable[[], str]
+) -> Call:
     """Read what scheduling needs and make the worker's body. Raises ApiError 400 on what no worker could serve."""
     fields = parse_object(raw)
     headers = plain_headers(request)
-    model = model_of(fields) or default_model
+    model = model_of(fields) or default_model()
     who = identity.resolve(tenant.name, headers, fields)
     step = uuid.uuid4().hex
     stream = fields.get("stream") in _TRUE

@@ -130,6 +130,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 access_log=False,
+                proxy_headers=False,
                 log_level="warning",
                 server_header=False,
                 timeout_graceful_shutdown=CLOSE_SECONDS,

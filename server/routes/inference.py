@@ -55,7 +55,7 @@ def _step(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
         state = state_of(request)
         tenant = authenticate(request)
-        call = parse(request, await read_body(request), tenant, dialect, state.core.default_model())
+        call = parse(request, await read_body(request), tenant, dialect, state.core.default_model)
         if state.core.draining and not state.core.knows(call.identity):
             raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
         made = await _previous(state, call)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from server.auth import OPEN, Tenant
+from server.auth import OPEN, Keys, Tenant
 from server.call import STEERING, Call, parse
 from server.dialects import Chat, Messages
 from server.errors import ApiError
@@ -17,7 +18,9 @@ from server.errors import ApiError
 def call(raw: bytes | dict[str, Any], tenant: Tenant = OPEN, dialect: type = Chat, **headers: str) -> Call:
     encoded = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     request = Request({"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"", "headers": encoded})
-    return parse(request, raw if isinstance(raw, bytes) else json.dumps(raw).encode(), tenant, dialect, "default-model")
+    return parse(
+        request, raw if isinstance(raw, bytes) else json.dumps(raw).encode(), tenant, dialect, lambda: "default-model"
+    )
 
 
 json_values = st.recursive(
@@ -62,6 +65,15 @@ def test_isolated_tenants_get_salts_of_their_own() -> None:
     salts = {salt("a", None), salt("b", None), salt("a", "x"), salt("b", "x")}
     assert len(salts) == 4
     assert salt("a", "x") == salt("a", "x")
+
+
+def test_an_isolated_tenants_salt_cannot_be_named_by_another() -> None:
+    keys = Keys([Tenant(name="victim", isolated=True, keys=("k",)), Tenant(name="other", keys=("l",))], salt=b"secret")
+    victim, other = keys._tenants["k"], keys._tenants["l"]  # type: ignore[index]
+    salt = json.loads(call({"model": "m"}, victim).body)["cache_salt"]
+    stolen = json.loads(call({"model": "m", "cache_salt": salt}, other).body)["cache_salt"]
+    assert stolen != salt
+    assert salt != hashlib.blake2b(b"victim\0", digest_size=16).hexdigest()
 
 
 @pytest.mark.parametrize(

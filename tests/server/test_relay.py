@@ -6,9 +6,11 @@ import random
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from scheduler.events import Event
 from server import probe, relay
+from server.dialects import Chat
 from tests.fake_worker import COMMENT, FakeWorker, chat_events
 from tests.server.conftest import Start, Weft
 
@@ -193,6 +195,69 @@ async def test_before_it_commits_a_silent_stream_keeps_its_status_exact(weft: We
 async def test_a_workers_comments_pass_and_do_not_count_as_its_answer(weft: Weft) -> None:
     async with weft.chat({"comment": 0}, stream=True) as answer:
         assert await answer.read() == COMMENT + b"".join(chat_events(3, False))
+
+
+async def test_an_event_behind_a_comment_counts_as_begun(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one_write(self: FakeWorker, request: web.Request, fields: dict, told: dict) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(COMMENT + chat_events(3, False)[0])
+        await asyncio.sleep(0.1)
+        request.transport.abort()  # type: ignore[union-attr]
+        return response
+
+    monkeypatch.setattr(FakeWorker, "_stream", one_write)
+    weft = await start()
+    async with weft.chat(stream=True) as answer:
+        body = await answer.read()
+    assert sum(len(worker.received) for worker in weft.workers) == 1
+    assert b'"code":502' in body
+
+
+async def test_what_fails_to_watch_or_to_learn_costs_the_client_nothing(
+    weft: Weft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Chat, "read_event", broken)
+    seen: list[object] = []
+    weft.core.watchers[:] = [broken, seen.append]
+    async with weft.chat(stream=True, stream_options={"include_usage": True}) as answer:
+        assert await answer.read() == b"".join(chat_events(3, True))
+    await weft.idle()
+    assert seen
+    assert weft.core.failures > 1
+
+
+async def test_a_step_that_kills_workers_is_given_to_two_at_most_even_if_the_core_fails(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weft = await start(*(FakeWorker() for _ in range(4)))
+    for fails in (False, True):
+        if fails:
+            monkeypatch.setattr(weft.core.scheduler, "handle", lambda *_: 1 / 0)
+        async with weft.chat({"die_after": 0}, stream=True) as answer:
+            assert answer.status in (502, 503)
+        assert sum(len(worker.received) for worker in weft.workers) == 2
+        for worker in weft.workers:
+            worker.received.clear()
+
+
+async def test_a_client_that_leaves_a_passed_on_request_ends_it_at_the_worker(weft: Weft) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await _read(weft.chat({"silence": 30}, path="/v1/embeddings"))
+    await weft.idle()
+    assert sum(worker.cancelled for worker in weft.workers) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/batch", "/v1/embeddings", "/v1/responses/render"])
+async def test_steering_fields_are_dropped_on_every_json_route(weft: Weft, path: str) -> None:
+    async with weft.chat(path=path, priority=-5, request_id="r", ec_transfer_params={}):
+        pass
+    (seen,) = [r.fields for worker in weft.workers for r in worker.received]
+    assert not {"priority", "request_id", "ec_transfer_params"} & seen.keys()
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(weft: Weft, monkeypatch: pytest.MonkeyPatch) -> None:
