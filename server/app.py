@@ -54,7 +54,7 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> F
                 if trace is not None:
                     trace.close()
 
-    app = FastAPI(title="Weft", version=version("weft"), lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Weft", version=version("weft"), lifespan=lifespan, docs_url=None, redoc_url=None)
     inference.attach(app)
     app.include_router(native.probes(metrics))
     app.include_router(native.native)

@@ -72,12 +72,12 @@ def command(spec: EngineSpec, host: str, port: int) -> list[str]:
     """The server's command line. The user's flags come last: where a flag is given twice, theirs wins."""
     if spec.command:
         return [*spec.command, "--host", host, "--port", str(port)]
+    # The CPU wheel's `vllm serve` looks for a distribution named vllm and does not find it.
+    cpu = ("vllm.entrypoints.openai.api_server", "--model", spec.model)
+    gpu = ("vllm.entrypoints.cli.main", "serve", spec.model)
     return [
-        sys.executable,
-        "-P",  # no folder of the user's may shadow a module
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        *("--model", spec.model),
+        *(sys.executable, "-P", "-m"),  # -P: no folder of the user's may shadow a module
+        *(cpu if installed() == "cpu" else gpu),
         *("--host", host),
         *("--port", str(port)),
         *("--middleware", "kvcache.plugin.guard.RequireKey"),
