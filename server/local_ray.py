@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +34,7 @@ class LocalRay:
     """
 
     address: str
+    folder: str
     token: str
     pid: int
     started: int
@@ -105,6 +108,7 @@ def end(home: Path, port: int, local: LocalRay) -> None:
         deadline = time.monotonic() + seconds
         while local.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
+    shutil.rmtree(local.folder, ignore_errors=True)
     record_path(home, port).unlink(missing_ok=True)
 
 
@@ -123,13 +127,16 @@ def _write(home: Path, port: int, local: LocalRay) -> None:
 
 def _start(home: Path, port: int) -> LocalRay:
     head_port = _free_port()
+    # Not Ray's own: there it would become the cluster that every other program of this user joins. Short, for sockets.
+    folder = tempfile.mkdtemp(prefix="weft-ray-", dir="/tmp")
     home.mkdir(parents=True, exist_ok=True)
     logs = home / f"ray-{port}.log"
     with logs.open("wb") as log:
         head = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={head_port}"),
-                *("--disable-usage-stats", "--include-dashboard=false", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+                *("--disable-usage-stats", "--include-dashboard=false", f"--temp-dir={folder}"),
+                f"--object-store-memory={OBJECT_STORE_BYTES}",
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -140,7 +147,7 @@ def _start(home: Path, port: int) -> LocalRay:
             start_new_session=True,
         )
     address, token, front = f"127.0.0.1:{head_port}", os.environ["RAY_AUTH_TOKEN"], os.getpid()
-    local = LocalRay(address, token, head.pid, _start_time(head.pid), front, _start_time(front))
+    local = LocalRay(address, folder, token, head.pid, _start_time(head.pid), front, _start_time(front))
     _write(home, port, local)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and head.poll() is None:
