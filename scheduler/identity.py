@@ -43,18 +43,29 @@ class Identity(Claim):
     rule: str = ANONYMOUS
 
 
+_FIELDS = tuple(field.name for field in fields(Claim))
+
 Rule = Callable[[Headers, Mapping[str, Any]], Claim | None]
 
 
 def resolve(tenant: str, headers: Headers, body: Mapping[str, Any]) -> Identity:
     """Merge what the body's explicit fields and one harness's headers say. Linear in the number of headers."""
-    claims = [(name, claim) for name, read in EXPLICIT if (claim := read(headers, body))]
-    claims += next(([(name, claim)] for name, read in HARNESSES if (claim := read(headers, body))), [])
+    claims = [(name, claim) for name, field, read in EXPLICIT if field in body and (claim := read(headers, body))]
+    for name, triggers, read in HARNESSES:
+        if not triggers.isdisjoint(headers) and (claim := read(headers, body)):
+            claims.append((name, claim))
+            break
+    else:
+        if vendor := _vendor(headers):
+            claims.append(vendor)
     if not claims:
         return Identity(tenant=tenant)
     found: dict[str, Any] = {}
-    for field in fields(Claim):
-        found[field.name] = next((value for _, c in claims if (value := getattr(c, field.name))), field.default)
+    for field in _FIELDS:
+        for _, claim in claims:
+            if value := getattr(claim, field):
+                found[field] = value
+                break
     rule = next((name for name, c in claims if c.session or c.workflow), ANONYMOUS)
     return Identity(**found, tenant=tenant, rule=rule)
 
@@ -155,24 +166,32 @@ def _session_header(session: str, parent: str | None = None) -> Rule:
     return read
 
 
-def _vendor(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
-    name = next((n for n in headers if _VENDOR_SESSION.fullmatch(n) and n != "x-parent-session-id"), None)
-    return _claim(session=_first(headers, name)) if name else None
+def _vendor(headers: Headers) -> tuple[str, Claim] | None:
+    """`x-session-id` and its like, and any `x-<vendor>-session-id` before them."""
+    for name in headers:
+        if name.endswith("-session-id") and _VENDOR_SESSION.fullmatch(name) and name != "x-parent-session-id":
+            claim = _claim(session=_first(headers, name))
+            return ("vendor", claim) if claim else None
+    for name in ("x-session-id", "x-session-affinity", "x-correlation-id"):
+        if name in headers and (session := _first(headers, name)):
+            parent = _first(headers, "x-parent-session-id") if name == "x-session-id" else None
+            return name, Claim(session=session, parent=parent)
+    return None
 
 
-EXPLICIT: tuple[tuple[str, Rule], ...] = (
-    ("agentic_context", _agentic_context),
-    ("metadata", _metadata),
+EXPLICIT: tuple[tuple[str, str, Rule], ...] = (
+    ("agentic_context", "vllm_xargs", _agentic_context),
+    ("metadata", "metadata", _metadata),
 )
+"""Rules on the body: name, the field without which it need not be asked, and the rule."""
 
-HARNESSES: tuple[tuple[str, Rule], ...] = (
-    ("dynamo", _dynamo),
-    ("claude-code", _claude_code),
-    ("codex", _codex),
-    ("deepseek", _session_header("x-deepseek-harness-session-id", "x-deepseek-harness-parent-session-id")),
-    ("litellm", _session_header("x-litellm-session-id")),
-    ("vendor", _vendor),
-    ("x-session-id", _session_header("x-session-id", "x-parent-session-id")),
-    ("x-session-affinity", _session_header("x-session-affinity")),
-    ("x-correlation-id", _session_header("x-correlation-id")),
+_DEEPSEEK = ("x-deepseek-harness-session-id", "x-deepseek-harness-parent-session-id")
+
+HARNESSES: tuple[tuple[str, frozenset[str], Rule], ...] = (
+    ("dynamo", frozenset({"x-dynamo-session-id"}), _dynamo),
+    ("claude-code", frozenset({"x-claude-code-session-id"}), _claude_code),
+    ("codex", frozenset({"session-id", "session_id", "thread-id", "conversation_id"}), _codex),
+    ("deepseek", frozenset({_DEEPSEEK[0]}), _session_header(*_DEEPSEEK)),
+    ("litellm", frozenset({"x-litellm-session-id"}), _session_header("x-litellm-session-id")),
 )
+"""Rules on headers: name, the headers without any of which it need not be asked, and the rule. Then `_vendor`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from server.core import Core
 from server.errors import ApiError
 from server.fleet import Fleet, follow
 from server.metrics import Metrics
-from server.relay import upstream_client
+from server.relay import Message, Receive, Send, upstream_client
 from server.routes import inference, native
 from server.state import State
 from server.stored import ResponseIndex
@@ -32,7 +32,30 @@ from server.trace import Trace
 log = structlog.get_logger("weft")
 
 
-def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> FastAPI:
+class Front:
+    """The application. Steps go straight to their handlers: no middleware, no router wraps a token."""
+
+    def __init__(self, app: FastAPI, steps: Mapping[str, inference.Handler]) -> None:
+        self.app, self._steps = app, steps
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        handler = self._steps.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self.app(scope, receive, send)
+            return
+        scope["app"] = self.app
+        request = Request(scope, receive)
+        try:
+            response = await handler(request)
+        except ApiError as error:
+            response = _respond(request, error)
+        except Exception as error:
+            response = _unexpected(request, error)
+        await response(scope, receive, send)
+
+
+def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> Front:
     """Put the front end together. `fleet` is watched while the application runs; `app.state.weft` is its `State`."""
     metrics, responses = Metrics(core), ResponseIndex()
     core.watchers += [metrics.watch, responses.watch, step_log.watch]
@@ -55,11 +78,11 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> F
                     trace.close()
 
     app = FastAPI(title="Weft", version=version("weft"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    inference.attach(app)
+    steps = inference.attach(app)
     app.include_router(native.probes(metrics))
     app.include_router(native.native)
     _attach_errors(app)
-    return app
+    return Front(app, steps)
 
 
 def _attach_errors(app: FastAPI) -> None:
@@ -81,8 +104,12 @@ def _attach_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("a request failed", path=request.scope["path"], exc_info=error)
-        return _respond(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "Weft failed on this request."))
+        return _unexpected(request, error)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("a request failed", path=request.scope["path"], exc_info=error)
+    return _respond(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "Weft failed on this request."))
 
 
 def _respond(request: Request, error: ApiError) -> Response:

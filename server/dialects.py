@@ -32,8 +32,12 @@ class Dialect:
 
     def feed(self, block: bytes) -> bytes:
         """Take whole events and return those to relay: all, less the usage chunk that the client did not ask for."""
-        if self.content and not any(mark in block for mark in self.marks):
-            return block
+        if self.content:
+            for mark in self.marks:
+                if mark in block:
+                    break
+            else:
+                return block
         dropped = False
         kept = []
         for event in split(block):

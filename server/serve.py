@@ -72,6 +72,7 @@ def _run_workers(
 def _run_loop(serving: Coroutine[Any, Any, int]) -> int:
     gc.collect()
     gc.freeze()  # what is imported by now stays: a full collection over it would hold up every stream
+    gc.set_threshold(10_000, 20, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serving)
 

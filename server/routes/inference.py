@@ -22,6 +22,8 @@ from server.relay import Exchange
 from server.state import State, authenticate, state_of
 from server.stored import Made
 
+Handler = Callable[[Request], Awaitable[Response]]
+
 STEPS: Mapping[str, type[Dialect]] = {
     "/v1/chat/completions": Chat,
     "/v1/completions": Completions,
@@ -39,19 +41,24 @@ PASSED = (
 _MULTIPART_MODEL = re.compile(rb'name="model"\r\n\r\n([^\r\n]{1,256})\r\n')
 
 
-def attach(app: FastAPI) -> None:
-    """Add the routes as plain handlers: unknown fields and the bytes themselves must survive."""
-    for path, dialect in STEPS.items():
-        app.add_route(path, _step(dialect), methods=["POST"])
+def attach(app: FastAPI) -> dict[str, Handler]:
+    """Add the routes as plain handlers: unknown fields and the bytes themselves must survive.
+
+    Returns the handlers of the steps, by path, for whoever can call them without going through `app`.
+    """
+    steps = {path: _step(dialect) for path, dialect in STEPS.items()}
+    for path, handler in steps.items():
+        app.add_route(path, handler, methods=["POST"])
     for path in PASSED:
         app.add_route(path, _pass, methods=["POST"])
     app.add_route("/v1/responses/{id}", _stored_response, methods=["GET"])
     app.add_route("/v1/responses/{id}/cancel", _stored_response, methods=["POST"])
     app.add_route("/v1/models", _models, methods=["GET"])
     app.add_route("/v1/models/{id:path}", _model, methods=["GET"])
+    return steps
 
 
-def _step(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+def _step(dialect: type[Dialect]) -> Handler:
     async def handle(request: Request) -> Response:
         state = state_of(request)
         tenant = authenticate(request)
