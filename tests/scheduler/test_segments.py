@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +39,5 @@ def test_tools_and_system_come_first() -> None:
 
 def test_a_400_kb_body_is_cut_and_hashed_in_bounded_pieces() -> None:
     body = {"messages": [{"role": "user", "content": "y" * 4000} for _ in range(100)]}
-    began = time.perf_counter()
     assert len(chain(body)) == 100
-    assert time.perf_counter() - began < 1
     assert len(chain({"prompt": list(range(64 * (LONGEST_CHAIN + 10)))})) == LONGEST_CHAIN

@@ -37,7 +37,7 @@ class Weft:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "fake": told or {}, **fields}
         return self.http.post(self.url + path, json=body, headers=headers)
 
-    async def idle(self, seconds: float = 3.0) -> None:
+    async def idle(self, seconds: float = 10.0) -> None:
         """Wait until nothing is counted as running, anywhere."""
         async with asyncio.timeout(seconds):
             while self.core.attempts or any(worker.running for worker in self.workers):
