@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
@@ -37,6 +38,7 @@ def run(settings: Settings) -> int:
     keys = Keys.read(settings.keys)
     listening = _listen(settings.host, settings.port)
     banner = Banner(settings)
+    sys.stdout = sys.stderr  # what libraries print (Ray, of each worker that dies) is no word of ours
     _raise_file_limit()
     for sig in (signal.SIGTERM, signal.SIGHUP):  # while uvicorn does not handle them: what runs must be ended
         signal.signal(sig, _interrupt)

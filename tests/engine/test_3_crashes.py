@@ -50,16 +50,19 @@ async def test_killed_under_16_streams(served: Served, victim: str) -> None:
     client = openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=120)
     engine = served.engines()[0]
     begun = [0] * 16
-    running = [asyncio.create_task(stream(client, index, begun, 400)) for index in range(16)]
+    running = [asyncio.create_task(stream(client, index, begun, 1000)) for index in range(16)]
     while min(begun) < 3:
         await asyncio.sleep(0.02)
     late = [asyncio.create_task(stream(client, index, [0] * 16, 5)) for index in range(8)]
+    early = [task.done() for task in running]
     os.kill(engine.pid if victim == "server" else actor_of(engine.pid), signal.SIGKILL)
     late += [asyncio.create_task(stream(client, index, [0] * 16, 5)) for index in range(8, 16)]
     ended = await asyncio.gather(*running)
-    for told, worker in ended:
-        assert told == "done" if worker != engine.worker else "worker failed" in told, (told, worker)
-    assert {worker for _, worker in ended} == {"weft-embedded-0", "weft-embedded-1"}
+    for (told, worker), over in zip(ended, early, strict=True):
+        hit = worker == engine.worker and not over
+        assert "worker failed" in told if hit else told == "done", (told, worker, over)
+    hits = [worker for (_, worker), over in zip(ended, early, strict=True) if not over]
+    assert set(hits) == {"weft-embedded-0", "weft-embedded-1"}
     for told, _ in await asyncio.gather(*late):
         assert told == "done" or "worker failed" in told  # begun on the victim in the very last moment
     wait_for(lambda: engine.pid not in {e.pid for e in served.engines()})
