@@ -20,7 +20,7 @@ LONGEST_ID = 256
 ANONYMOUS = "anonymous"
 
 _UNSAFE = re.compile(r"[^!-~]")
-_VENDOR_SESSION = re.compile(r"x-[a-z0-9-]+-session-id")
+_VENDOR_SESSION = re.compile(r"x-([a-z0-9-]+)-session-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,9 @@ def _session_header(session: str, parent: str | None = None) -> Rule:
 def _vendor(headers: Headers) -> tuple[str, Claim] | None:
     """`x-session-id` and its like, and any `x-<vendor>-session-id` before them."""
     for name in headers:
-        if name.endswith("-session-id") and _VENDOR_SESSION.fullmatch(name) and name != "x-parent-session-id":
-            claim = _claim(session=_first(headers, name))
-            return ("vendor", claim) if claim else None
+        vendor = _VENDOR_SESSION.fullmatch(name) if name.endswith("-session-id") else None
+        if vendor and not name.endswith("-parent-session-id") and (session := _first(headers, name)):
+            return "vendor", Claim(session=session, parent=_first(headers, f"x-{vendor[1]}-parent-session-id"))
     for name in ("x-session-id", "x-session-affinity", "x-correlation-id"):
         if name in headers and (session := _first(headers, name)):
             parent = _first(headers, "x-parent-session-id") if name == "x-session-id" else None

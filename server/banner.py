@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import version
 
 from rich.console import Console
@@ -16,17 +17,23 @@ from server.core import Core
 from server.fleet import Fleet
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+
+
 class Banner:
     """Writes to standard output. On a terminal the workers' start is one live line; elsewhere, a line per change."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._console = _Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._console.print(f"[bold]Weft {version('weft')}[/bold]")
 
     def line(self, text: str) -> None:
         """One line."""
-        self._console.print(f"  {text}", markup=False)
+        with suppress(OSError):  # a terminal that has gone must not keep us from ending what runs
+            self._console.print(f"  {text}", markup=False)
 
     async def announce(self, core: Core, fleet: Fleet) -> bool:
         """Show the workers' start, then how to call us. False where no worker can ever start; says why."""

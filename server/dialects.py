@@ -47,6 +47,10 @@ class Dialect:
                 dropped = True
         return b"".join(kept) if dropped else block
 
+    def forget(self) -> None:
+        """The answer so far was none: another worker begins anew."""
+        self.stop = self.error = None
+
     def _read(self, event: bytes) -> bool:
         data = payload(event)
         if not isinstance(data, dict):

@@ -81,7 +81,7 @@ def start_or_join(home: Path, port: int) -> LocalRay:
         _write(home, port, found)
     try:
         join(found.address)
-    except ConfigError:
+    except BaseException:
         end(home, port, found)
         raise
     return found
@@ -148,14 +148,17 @@ def _start(home: Path, port: int) -> LocalRay:
         )
     address, token, front = f"127.0.0.1:{head_port}", os.environ["RAY_AUTH_TOKEN"], os.getpid()
     local = LocalRay(address, folder, token, head.pid, _start_time(head.pid), front, _start_time(front))
-    _write(home, port, local)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and head.poll() is None:
-        if "Ray runtime started" in logs.read_text(errors="replace"):
-            return local
-        time.sleep(0.1)
-    end(home, port, local)
-    raise ConfigError(f"Ray did not start; see {logs}")
+    try:
+        _write(home, port, local)
+        deadline = time.monotonic() + START_SECONDS
+        while "Ray runtime started" not in logs.read_text(errors="replace"):
+            if time.monotonic() > deadline or head.poll() is not None:
+                raise ConfigError(f"Ray did not start; see {logs}")
+            time.sleep(0.1)
+    except BaseException:
+        end(home, port, local)
+        raise
+    return local
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import orjson
 import structlog
@@ -10,6 +11,16 @@ import structlog
 from server.core import Attempt
 
 log = structlog.get_logger("weft")
+
+
+class _Sink(structlog.PrintLogger):
+    """Standard error. A disk that is full or a terminal that has gone costs the line, never the step."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
 
 
 def configure(form: str) -> None:
@@ -28,7 +39,7 @@ def configure(form: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Sink(sys.stderr),
         cache_logger_on_first_use=True,
     )
 

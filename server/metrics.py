@@ -74,7 +74,7 @@ class _Gauges(Collector):
             "live_sessions", "Live sessions seated on a worker", "worker", {w.id: len(w.sessions) for w in workers}
         )
         yield _gauge("kv_capacity_tokens", "KV capacity of a worker", "worker", {w.id: w.kv_tokens for w in workers})
-        states = dict.fromkeys(("starting", "up", "draining", "down"), 0)
+        states = dict.fromkeys(("starting", "up", "draining", "down", "failed"), 0)
         for worker in workers:
             states[worker.state] += 1
         yield _gauge("workers", "Workers by state", "state", states)

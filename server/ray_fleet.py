@@ -45,13 +45,15 @@ class RayFleet:
         """
         for name in list_workers():
             actor = ray.get_actor(name, NAMESPACE)
-            if name in self.specs and _spec_of(actor) == self.specs[name]:
+            info = _info(actor) if name in self.specs else None
+            if info and info["state"] in ("starting", "ready") and info["spec"] == self.specs[name]:
                 self._actors[name] = actor
                 report(f"adopted {name}")
-            elif exclusive:
+            elif exclusive or (info and info["state"] in ("failed", "stopped")):
                 end_workers([name])
             elif name in self.specs:
-                raise ConfigError(f"{name} runs in this cluster with other settings; `weft down --address` ends it")
+                why = "runs with other settings" if info else "does not answer"
+                raise ConfigError(f"{name} is in this cluster and {why}; `weft down --address` ends it")
         missing = [spec for name, spec in self.specs.items() if name not in self._actors]
         end_workers([spec.name for spec in missing])  # what a killed start may have reserved
         _check_room(missing)
@@ -130,12 +132,12 @@ def _await_gone(names: Sequence[str], seconds: float = 10.0) -> None:
         time.sleep(0.1)
 
 
-def _spec_of(actor: Any) -> EngineSpec | None:
+def _info(actor: Any) -> dict[str, Any] | None:
     try:
-        info = ray.get(actor.info.remote(), timeout=ANSWER_SECONDS)
+        info: dict[str, Any] = ray.get(actor.info.remote(), timeout=ANSWER_SECONDS)
     except RayError:
         return None
-    return info["spec"] if info["state"] in ("starting", "ready") else None
+    return info
 
 
 def _telling(tail: str, log_path: str) -> str:

@@ -117,9 +117,11 @@ class Exchange(Response):
                 async with self.client.post(url, data=self.call.body, headers=headers) as upstream:
                     attempt.status = upstream.status
                     if upstream.content_type == "text/event-stream":
-                        return await self._stream(upstream)
+                        return await self._stream(upstream, endpoint)
                     return await self._whole(upstream, endpoint)
         except aiohttp.SocketTimeoutError:
+            if self.call.stream and not self.began:
+                raise WorkerLost(f"silent for {STALL_SECONDS:g} s") from None
             self.core.failed(attempt, "stalled", retryable=False)
             await self._fail(ApiError(504, f"The worker sent nothing for {STALL_SECONDS:g} s."))
             return "failed"
@@ -131,16 +133,20 @@ class Exchange(Response):
         if not limit.expired():
             limit.reschedule(0)
 
-    async def _stream(self, upstream: aiohttp.ClientResponse) -> str:
+    async def _stream(self, upstream: aiohttp.ClientResponse, endpoint: Endpoint) -> str:
         dialect = self.call.dialect
         async for block in sse.blocks(upstream.content):
-            if not self.began:
-                self.began = any(not event.startswith(b":") for event in split(block))
             try:
                 kept = dialect.feed(block)
             except Exception as error:
                 kept = block
                 self.core.failed_to_learn(error)
+            if not self.began:
+                if dialect.error and not await self._healthy(endpoint):  # the engine's last word, not an answer
+                    reason = dialect.error
+                    dialect.forget()
+                    raise WorkerLost(reason)
+                self.began = any(not event.startswith(b":") for event in split(block))
             if dialect.content and self.attempt.first_token is None:
                 self.core.first_token(self.attempt)
             if kept:
@@ -163,7 +169,8 @@ class Exchange(Response):
             with self.core.counting():
                 self._learn(body)
         if self.started:  # a stream that was kept alive before the worker refused it
-            await self._fail(ApiError(upstream.status, _message(body)))
+            ok, status = False, 502 if ok else upstream.status
+            await self._fail(ApiError(status, "The worker did not stream." if status == 502 else _message(body)))
         else:
             await self._start(upstream.status, relayed(upstream), len(body))
             await self._write(body, more=False)

@@ -41,7 +41,8 @@ def run(settings: Settings) -> int:
     sys.stdout = sys.stderr  # what libraries print (Ray, of each worker that dies) is no word of ours
     _raise_file_limit()
     for sig in (signal.SIGTERM, signal.SIGHUP):  # while uvicorn does not handle them: what runs must be ended
-        signal.signal(sig, _interrupt)
+        if signal.getsignal(sig) is not signal.SIG_IGN:  # nohup
+            signal.signal(sig, _interrupt)
     if settings.workers:
         attached = Attached(settings.workers, settings.worker_api_key)
         return _run_loop(_serve(settings, keys, attached, listening, banner))
@@ -57,8 +58,10 @@ def run(settings: Settings) -> int:
     finally:
         _ignore_signals()
         banner.line("ending the workers and Ray")
-        end_workers(list_workers())
-        local_ray.end(settings.home, settings.port, local)
+        try:
+            end_workers(list_workers())
+        finally:
+            local_ray.end(settings.home, settings.port, local)
 
 
 def _run_workers(
@@ -100,7 +103,9 @@ async def _serve(settings: Settings, keys: Keys, fleet: Fleet, listening: socket
     core = Core()
     trace = Trace(settings.trace_dir) if settings.trace_dir else None
     told = asyncio.Event()
-    server = _Server(build(core, keys, fleet, trace), told.set, settings.log_format)
+    server = _Server(build(core, keys, fleet, trace), told.set)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     announcing = asyncio.create_task(banner.announce(core, fleet))
     stopping = asyncio.create_task(told.wait())
@@ -128,7 +133,7 @@ async def _drain(core: Core, seconds: float, serving: asyncio.Task[None]) -> Non
 class _Server(uvicorn.Server):
     """Uvicorn, but the first signal drains; the second ends at once."""
 
-    def __init__(self, app: object, stop: Callable[[], None], log_format: str) -> None:
+    def __init__(self, app: object, stop: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from scheduler.identity import ANONYMOUS
-from server.call import Call, model_of, outgoing, parse, parse_object, read_body
+from server.call import STEERING, Call, model_of, outgoing, parse, parse_object, read_body
 from server.core import Endpoint
 from server.dialects import Chat, Completions, Dialect, Messages, Responses
 from server.errors import ApiError
@@ -38,6 +38,7 @@ PASSED = (
 )  # fmt: skip
 """vLLM's other public routes. What is not listed here (sleep, profile, cache resets, ...) is the operator's alone."""
 
+_MULTIPART_STEERING = re.compile(rb'name="(%s)"\r\n' % b"|".join(name.encode() for name in (*STEERING, "vllm_xargs")))
 _MULTIPART_MODEL = re.compile(rb'name="model"\r\n\r\n([^\r\n]{1,256})\r\n')
 
 
@@ -63,14 +64,14 @@ def _step(dialect: type[Dialect]) -> Handler:
         state = state_of(request)
         tenant = authenticate(request)
         call = parse(request, await read_body(request), tenant, dialect, state.core.default_model)
-        if state.core.draining and not state.core.knows(call.identity):
-            raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
         made = await _previous(state, call)
         if made and made.session and call.identity.rule == ANONYMOUS:
             who = dataclasses.replace(
                 call.identity, workflow=made.workflow, session=made.session, rule="previous_response_id"
             )
             call = dataclasses.replace(call, identity=who)
+        if state.core.draining and not state.core.knows(call.identity):
+            raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
         return Exchange(call, state.core, state.client, made.worker if made else None)
 
     return handle
@@ -92,6 +93,8 @@ async def _pass(request: Request) -> Response:
     tenant = authenticate(request)
     body = await read_body(request)
     if request.headers.get("content-type", "").startswith("multipart/"):
+        if (steering := _MULTIPART_STEERING.search(body)) and not tenant.trusted:
+            raise ApiError(400, f"`{steering[1].decode()}` is not for clients.", steering[1].decode())
         found = _MULTIPART_MODEL.search(body)
         model = found[1].decode("utf-8", "replace") if found else None
     else:

@@ -61,6 +61,12 @@ def test_any_vendors_session_header_is_understood() -> None:
     assert who({"x-hermes-session-id": "h"}).session == "h"
 
 
+def test_a_vendors_parent_is_never_taken_for_its_session() -> None:
+    found = who({"x-foo-parent-session-id": "p", "x-foo-session-id": "c"})
+    assert (found.session, found.parent, found.rule) == ("c", "p", "vendor")
+    assert who({"x-foo-session-id": "", "x-bar-session-id": "b"}).session == "b"
+
+
 def test_x_session_id_may_name_its_parent() -> None:
     found = who({"x-session-id": "child", "x-parent-session-id": "root"})
     assert (found.session, found.parent, found.rule) == ("child", "root", "x-session-id")

@@ -54,6 +54,12 @@ async def test_metrics_follow_the_house_rules(weft: Weft) -> None:
     assert "weft_open_steps 0.0" in samples
 
 
+async def test_a_worker_that_cannot_start_shows_in_the_metrics(weft: Weft) -> None:
+    weft.core.worker_down("w9", failed=True)
+    async with weft.http.get(weft.url + "/metrics") as answer:
+        assert 'weft_workers{state="failed"} 1.0' in await answer.text()
+
+
 async def test_the_native_routes_are_what_their_openapi_says(weft: Weft) -> None:
     async with weft.chat(headers={"x-session-id": "s"}):
         pass

@@ -214,6 +214,37 @@ async def test_an_event_behind_a_comment_counts_as_begun(start: Start, monkeypat
     assert b'"code":502' in body
 
 
+async def test_the_last_word_of_a_dying_engine_is_no_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FakeWorker._stream
+
+    async def dies(self: FakeWorker, request: web.Request, fields: dict, told: dict) -> web.StreamResponse:
+        if self.healthy:
+            return await plain(self, request, fields, told)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\ndata: [DONE]\n\n')
+        return response
+
+    monkeypatch.setattr(FakeWorker, "_stream", dies)
+    weft = await start()
+    weft.workers[0].healthy = False
+    async with weft.chat(stream=True, headers={"x-session-id": "s"}) as answer:
+        assert await answer.read() == b"".join(chat_events(3, False))
+        assert answer.headers["x-weft-worker"] == "w1"
+    await weft.idle()
+    workflow = weft.core.scheduler.graph.get("default", "s")
+    assert workflow
+    assert workflow.steps[0].state == "finished"
+
+
+async def test_steering_fields_of_an_upload_are_refused(weft: Weft) -> None:
+    form = aiohttp.FormData()
+    form.add_field("vllm_xargs", "{}")
+    form.add_field("file", b"x", filename="a.wav")
+    async with weft.http.post(weft.url + "/v1/audio/transcriptions", data=form) as answer:
+        assert answer.status == 400
+
+
 async def test_what_fails_to_watch_or_to_learn_costs_the_client_nothing(
     weft: Weft, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ def test_workers_are_adopted_as_they_are_and_never_taken_from_another(fleet: Ray
     assert ready(again, "big-0") == before
     assert said == ["adopted big-0", "adopted big-1"]
     other = RayFleet([EngineSpec("big-0", "big", "another", gpus=2, command=SERVER)], str(tmp_path), None, 1)
-    with pytest.raises(ConfigError, match="runs in this cluster with other settings"):
+    with pytest.raises(ConfigError, match="runs with other settings"):
         other.start(exclusive=False)
     assert ready(fleet, "big-0") == before
 
