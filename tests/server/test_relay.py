@@ -218,8 +218,9 @@ async def test_the_last_word_of_a_dying_engine_is_no_answer(start: Start, monkey
     plain = FakeWorker._stream
 
     async def dies(self: FakeWorker, request: web.Request, fields: dict, told: dict) -> web.StreamResponse:
-        if self.healthy:
+        if self is not weft.workers[0]:
             return await plain(self, request, fields, told)
+        self.healthy = False
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\ndata: [DONE]\n\n')
@@ -227,10 +228,10 @@ async def test_the_last_word_of_a_dying_engine_is_no_answer(start: Start, monkey
 
     monkeypatch.setattr(FakeWorker, "_stream", dies)
     weft = await start()
-    weft.workers[0].healthy = False
     async with weft.chat(stream=True, headers={"x-session-id": "s"}) as answer:
         assert await answer.read() == b"".join(chat_events(3, False))
         assert answer.headers["x-weft-worker"] == "w1"
+    assert [len(worker.received) for worker in weft.workers] == [1, 1]
     await weft.idle()
     workflow = weft.core.scheduler.graph.get("default", "s")
     assert workflow
