@@ -216,7 +216,7 @@ class Exchange(Response):
     async def _write(self, data: bytes, more: bool = True) -> None:
         self.sending_since = self.last_sent = self.clock()
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sending_since, self.done = None, not more
+        self.sending_since, self.done = None, self.done or not more
 
     def _own_headers(self) -> dict[str, str]:
         headers = {"x-request-id": self.call.request_id}
