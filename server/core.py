@@ -35,6 +35,11 @@ log = structlog.get_logger("weft")
 FALLBACK = "core-failed, fewest-attempts"
 
 
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header by which a worker knows us; none where it asks for no key."""
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a worker that is up is reached."""

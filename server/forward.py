@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from scheduler.scheduler import TRIES
 from server.call import forwarded, plain_headers
-from server.core import Endpoint
+from server.core import Endpoint, bearer
 from server.errors import ApiError
 from server.relay import LOST, STALL_SECONDS, relayed
 
@@ -27,9 +27,7 @@ async def forward(
     path = request.scope["path"] + (f"?{query}" if query else "")
     lost = "no worker is up"
     for endpoint in endpoints[:TRIES]:
-        headers = forwarded(plain_headers(request))
-        if endpoint.api_key:
-            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        headers = forwarded(plain_headers(request)) | bearer(endpoint.api_key)
         asking = client.request(request.method, endpoint.url + path, data=body or None, headers=headers)
         try:
             upstream = await _unless_gone(request, asking)

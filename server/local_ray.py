@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from server.config import ConfigError
+from server.engine import free_port
 
 NAMESPACE = "weft"
 START_SECONDS = 60.0
@@ -126,7 +126,7 @@ def _write(home: Path, port: int, local: LocalRay) -> None:
 
 
 def _start(home: Path, port: int) -> LocalRay:
-    head_port = _free_port()
+    head_port = free_port("127.0.0.1")
     # Not Ray's own: there it would become the cluster that every other program of this user joins. Short, for sockets.
     folder = tempfile.mkdtemp(prefix="weft-ray-", dir="/tmp")
     home.mkdir(parents=True, exist_ok=True)
@@ -159,12 +159,6 @@ def _start(home: Path, port: int) -> LocalRay:
         end(home, port, local)
         raise
     return local
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _start_time(pid: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from server.core import Endpoint
+from server.core import Endpoint, bearer
 from server.relay import LOST
 
 TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -35,7 +35,7 @@ class Described:
 
 async def describe(client: aiohttp.ClientSession, url: str, api_key: str | None) -> Described | str:
     """Ask a server what it serves; returns the reason where it does not answer as vLLM does."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = bearer(api_key)
     try:
         async with client.get(url + "/v1/models", headers=headers, timeout=TIMEOUT) as answer:
             if answer.status != 200:

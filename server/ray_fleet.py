@@ -96,10 +96,6 @@ class RayFleet:
             return None
         return Location(info["url"], info["api_key"], info["incarnation"])
 
-    def stop(self) -> None:
-        """End all workers gracefully, at once. Blocks."""
-        end_workers(list(self.specs))
-
 
 def list_workers() -> list[str]:
     """The names of Weft's workers in the cluster."""

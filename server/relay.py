@@ -16,7 +16,7 @@ from starlette.responses import Response
 from scheduler.actions import Dispatch, Reject
 from server import errors, sse
 from server.call import Call, owned_headers
-from server.core import Attempt, Core, Endpoint
+from server.core import Attempt, Core, Endpoint, bearer
 from server.dialects import split
 from server.errors import ApiError
 
@@ -107,9 +107,7 @@ class Exchange(Response):
         endpoint = self.core.endpoints.get(action.decision.worker)
         if endpoint is None:
             raise WorkerLost("the worker is down")
-        headers = owned_headers(self.call, action.owner)
-        if endpoint.api_key:
-            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        headers = owned_headers(self.call, action.owner) | bearer(endpoint.api_key)
         url = endpoint.url + self.call.path
         try:
             async with asyncio.timeout(None) as limit:

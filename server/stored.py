@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from server.core import Attempt
+from server.core import Attempt, bearer
 from server.relay import LOST
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ class ResponseIndex:
         if state.keys.several:
             return None
         for endpoint in list(state.core.endpoints.values()):
-            headers = {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
             url = f"{endpoint.url}/v1/responses/{quote(response, safe='')}"
             try:
-                async with state.client.get(url, headers=headers, timeout=ASK) as answer:
+                async with state.client.get(url, headers=bearer(endpoint.api_key), timeout=ASK) as answer:
                     if answer.status == 200:
                         return Made(endpoint.worker, tenant)
             except LOST:

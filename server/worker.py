@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +39,7 @@ class WorkerActor:
         self.incarnation = uuid.uuid4().hex
         self.api_key = secrets.token_urlsafe(24)
         self.state = "starting"
-        self.port = _free_port(host)
+        self.port = engine.free_port(host)
         self.directory = Path(home) / spec.name
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / "vllm.log"
@@ -111,14 +110,6 @@ class WorkerActor:
         with self.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             return log.read().decode("utf-8", "replace")
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _in_url(host: str) -> str:
