@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scheduler.identity import Identity
+from scheduler.prompt import Answer, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class StepArrived:
-    """A client sent an LLM call. `pinned` names the worker that alone can serve it (a stored response)."""
+    """A client sent an LLM call. `pinned` names the worker that alone can serve it (a stored response).
+
+    `prompt` is None where it cannot be read as messages, or is only the end of one.
+    """
 
     step: str
     model: str
     identity: Identity
     pinned: str | None = None
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class StepFinished:
     step: str
     usage: Usage
     stop: str | None = None
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)

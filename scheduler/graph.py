@@ -1,15 +1,16 @@
-"""Run graphs: what each workflow has run so far, as sessions and steps. Soft state, bounded, oldest forgotten first."""
+"""Run graphs: what each workflow has run so far, as sessions, branches and steps. Soft state, bounded, oldest forgotten
+first."""
 
 from __future__ import annotations
 
-import hashlib
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scheduler.actions import Decision
-from scheduler.events import StepArrived, Usage
-from scheduler.identity import Identity
+from scheduler.events import Usage
+from scheduler.prompt import shorten
 
 PLACED, FINISHED, FAILED, CANCELLED, REJECTED = "running", "finished", "failed", "cancelled", "rejected"
 
@@ -24,43 +25,81 @@ class Limits:
     steps: int = 200_000
     steps_per_workflow: int = 2_000
     sessions_per_workflow: int = 10_000
+    branches_per_session: int = 64
 
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """One LLM call. Times are in seconds on the driver's clock, None until they happen."""
+    """One LLM call. Times are in seconds on the driver's clock, None until they happen.
+
+    `after` are the steps whose output it needed; `role` is its node in the template; `link` names its prompt, 0 where
+    that is unknown; `tools` are those that its answer called; `gap` is the time since the step before it on its branch
+    ended.
+    """
 
     id: str
     model: str
     rule: str
-    session: Session
+    branch: Branch
     after: tuple[str, ...]
     arrived: float
     pinned: str | None = None
+    role: str | None = None
+    link: int = 0
+    gap: float | None = None
     dispatched: float | None = None
     first_token: float | None = None
     finished: float | None = None
     usage: Usage = Usage()
     stop: str | None = None
+    tools: tuple[str, ...] = ()
     state: str = PLACED
     decision: Decision | None = None
     tried: tuple[str, ...] = ()
 
+    @property
+    def session(self) -> Session:
+        """The session of its branch."""
+        return self.branch.session
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """One line of a session's history. `head` and `end` name system prompt and messages of its latest prompt.
+
+    `look` is the role that its prompts show (`scheduler.prompt`), whatever the client calls it.
+    """
+
+    id: str
+    session: Session
+    parent: Branch | None = None
+    look: str | None = None
+    head: int = 0
+    end: int = 0
+    last: Step | None = None
+
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One growing context. `seats` says, per pool, on which (worker, incarnation) its KV lies."""
+    """One growing context. `seats` says, per pool, on which (worker, incarnation) its KV lies.
+
+    `marks` and `recent` are what lineage knows it by, to be forgotten with it.
+    """
 
     id: str
     workflow: Workflow
-    owner: str
     role: str | None = None
     parent: str | None = None
     seats: dict[str, tuple[str, str]] = field(default_factory=dict)
+    branches: list[Branch] = field(default_factory=list)
     last_step: str | None = None
     running: int = 0
+    taken: int = 0
     touched: float = 0.0
     ended: bool = False
+    named: bool = False
+    marks: array[int] = field(default_factory=lambda: array("Q"))
+    recent: array[int] = field(default_factory=lambda: array("Q"))
 
     @property
     def state(self) -> str:
@@ -70,14 +109,16 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Workflow:
-    """One run of an agent program: sessions that share a root."""
+    """One run of an agent program: sessions that share a root. `named` where the client gave the name."""
 
     id: str
     tenant: str
     arrived: float
     template: str | None = None
+    named: bool = True
     sessions: dict[str, Session] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
+    aliases: list[str] = field(default_factory=list)
     touched: float = 0.0
     finished: bool = False
 
@@ -101,23 +142,86 @@ class Graph:
         self.live: OrderedDict[Session, None] = OrderedDict()
         self.steps = 0
         self._root_of: dict[tuple[str, str], Workflow] = {}
+        self._adopted: dict[tuple[str, str], Workflow] = {}
 
-    def link(self, event: StepArrived, now: float) -> Step:
-        """Join the step to its workflow and session, making either where it is new."""
-        identity = event.identity
-        workflow = self._workflow(event, now)
-        session = self._session(workflow, identity, identity.session or workflow.id)
-        step = Step(event.step, event.model, identity.rule, session, self._after(session), now, event.pinned)
+    def workflow(self, tenant: str, name: str, now: float, named: bool = True) -> Workflow:
+        """The tenant's workflow of that name, made where there is none."""
+        workflow = self.get(tenant, name)
+        if workflow is None:
+            workflow = self.workflows[tenant, name] = Workflow(name, tenant, now, named=named)
+        return workflow
+
+    def session(self, workflow: Workflow, name: str, named: bool = True) -> Session:
+        """The workflow's session of that name, made with one branch where there is none."""
+        session = workflow.sessions.get(name)
+        if session is None:
+            session = workflow.sessions[name] = Session(name, workflow, named=named)
+            # The same after a restart of the front end, so that a worker it adopts knows the owners of its blocks.
+            key = "\0".join((workflow.tenant, workflow.id, name))
+            session.branches.append(Branch("b" + shorten(key), session))
+            if named:
+                self._root_of[workflow.tenant, name] = workflow
+        return session
+
+    def fork(self, branch: Branch) -> Branch:
+        """A new branch of the session of `branch`."""
+        session = branch.session
+        name = f"{session.branches[0].id}/{session.taken}/{len(session.branches)}"
+        made = Branch("b" + shorten(name), session, branch)
+        session.branches.append(made)
+        if len(session.branches) > self.limits.branches_per_session:
+            del session.branches[1]
+        return made
+
+    def add(self, step: Step, now: float) -> None:
+        """The step has come to its branch."""
+        session, workflow = step.session, step.session.workflow
         workflow.steps.append(step)
         self.steps += 1
         if len(workflow.steps) > self.limits.steps_per_workflow:
             workflow.steps.popleft()
             self.steps -= 1
-        workflow.finished = False
-        session.ended = identity.final
+        workflow.finished = session.ended = False
         session.last_step = step.id
+        session.taken += 1
+        step.branch.last = step
         self.touch(session, now)
-        return step
+
+    def part(self, step: Step, now: float) -> Workflow:
+        """Take a first step that was held to be another run's into a workflow of its own."""
+        session, old = step.session, step.session.workflow
+        workflow = self.workflow(old.tenant, f"w-{step.id}", now, named=False)
+        workflow.arrived, workflow.template = step.arrived, old.template
+        made = self.session(workflow, workflow.id, named=False)
+        made.branches[0].look = step.branch.look
+        made.role, made.seats, made.last_step, made.taken = session.role, dict(session.seats), step.id, 1
+        old.steps.remove(step)
+        workflow.steps.append(step)
+        if step.state == PLACED:
+            session.running -= 1
+            made.running += 1
+        session.taken -= 1
+        if session.branches[0].last is step:
+            session.branches[0].last = next((s for s in reversed(old.steps) if s.session is session), None)
+        step.branch = made.branches[0]
+        step.branch.last = step
+        self.touch(made, now)
+        return workflow
+
+    def adopt(self, child: Workflow, into: Workflow, parent: str | None) -> None:
+        """The child turned out to be a part of another workflow: its sessions and steps move there."""
+        del self.workflows[child.tenant, child.id]
+        for session in child.sessions.values():
+            session.workflow = into
+            session.parent = session.parent or parent
+            into.sessions[session.id] = session
+        into.steps = deque(sorted((*child.steps, *into.steps), key=lambda step: step.arrived))
+        for name in (child.id, *child.aliases):
+            self._adopted[child.tenant, name] = into
+            into.aliases.append(name)
+        for _ in range(len(into.steps) - self.limits.steps_per_workflow):
+            into.steps.popleft()
+            self.steps -= 1
 
     def touch(self, session: Session, now: float) -> None:
         """The session is active: it is live, and the last to be forgotten."""
@@ -127,17 +231,12 @@ class Graph:
         self.workflows.move_to_end((session.workflow.tenant, session.workflow.id))
 
     def get(self, tenant: str, workflow: str) -> Workflow | None:
-        """The tenant's workflow of that id."""
-        return self.workflows.get((tenant, workflow))
+        """The tenant's workflow of that id, also where another has adopted it."""
+        return self.workflows.get((tenant, workflow)) or self._adopted.get((tenant, workflow))
 
-    def knows(self, identity: Identity) -> bool:
-        """Whether a step of this identity would continue a workflow rather than begin one."""
-        names = (identity.workflow, identity.parent, identity.session)
-        return any(
-            (identity.tenant, name) in self.workflows or (identity.tenant, name) in self._root_of
-            for name in names
-            if name
-        )
+    def root_of(self, tenant: str, session: str) -> Workflow | None:
+        """The workflow in which the tenant named a session so."""
+        return self._root_of.get((tenant, session))
 
     def of_tenant(self, tenant: str) -> Iterator[Workflow]:
         """The tenant's workflows, the latest active first."""
@@ -196,40 +295,7 @@ class Graph:
     def _drop(self, key: tuple[str, str], workflow: Workflow) -> None:
         del self.workflows[key]
         self.steps -= len(workflow.steps)
+        for name in workflow.aliases:
+            self._adopted.pop((workflow.tenant, name), None)
         for session in workflow.sessions.values():
             self._forget_session(session)
-
-    def _workflow(self, event: StepArrived, now: float) -> Workflow:
-        identity = event.identity
-        tenant, root = identity.tenant, None
-        if identity.workflow is None:  # harnesses that name a session or its parent, but not the root
-            known = (identity.session, identity.parent)
-            root = next((w for s in known if s and (w := self._root_of.get((tenant, s)))), None)
-        name = identity.workflow or identity.parent or identity.session or f"w-{event.step}"
-        workflow = root or self.workflows.get((tenant, name))
-        if workflow is None:
-            workflow = self.workflows[tenant, name] = Workflow(name, tenant, now)
-        workflow.template = identity.template or workflow.template
-        return workflow
-
-    def _session(self, workflow: Workflow, identity: Identity, name: str) -> Session:
-        session = workflow.sessions.get(name)
-        if session is None:
-            session = Session(name, workflow, _owner(workflow.tenant, workflow.id, name))
-            workflow.sessions[name] = session
-            self._root_of[workflow.tenant, name] = workflow
-        session.role = identity.role or session.role
-        session.parent = identity.parent or session.parent
-        return session
-
-    def _after(self, session: Session) -> tuple[str, ...]:
-        if session.last_step is not None:
-            return (session.last_step,)
-        parent = session.workflow.sessions.get(session.parent or "")
-        return (parent.last_step,) if parent and parent.last_step else ()
-
-
-def _owner(tenant: str, workflow: str, session: str) -> str:
-    # The same after a restart of the front end, so that a worker it adopts knows the owners of its blocks.
-    key = "\0".join((tenant, workflow, session)).encode("utf-8", "surrogatepass")
-    return "b" + hashlib.blake2b(key, digest_size=8).hexdigest()

@@ -1,7 +1,7 @@
 """Who sent this call: tenant, workflow, session, role, parent, and which rule said so.
 
-One table, first hit per field: explicit fields of the body, then the headers of one harness, then nothing
-(an anonymous workflow of one step). Never an error: what cannot be read does not count.
+One table, first hit per field: explicit fields of the body, then the headers of one harness, then standard fields of
+the body. What is still missing is for lineage to find. Never an error: what cannot be read does not count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import unquote
 
 Headers = Mapping[str, str]
 """Header names in lower case."""
@@ -19,19 +20,25 @@ Headers = Mapping[str, str]
 LONGEST_ID = 256
 ANONYMOUS = "anonymous"
 
+_USER_SESSION = re.compile(r"_session_([0-9A-Za-z-]{8,})$")
 _UNSAFE = re.compile(r"[^!-~]")
 _VENDOR_SESSION = re.compile(r"x-([a-z0-9-]+)-session-id")
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one rule read off a call. `final` says that the session makes no further call."""
+    """What one rule read off a call. `final` says that the session makes no further call.
+
+    `after` names the roles whose steps this one follows; `join` says of how many it waits.
+    """
 
     workflow: str | None = None
     session: str | None = None
     parent: str | None = None
     role: str | None = None
     template: str | None = None
+    after: tuple[str, ...] = ()
+    join: str | None = None
     final: bool = False
 
 
@@ -49,7 +56,7 @@ Rule = Callable[[Headers, Mapping[str, Any]], Claim | None]
 
 
 def resolve(tenant: str, headers: Headers, body: Mapping[str, Any]) -> Identity:
-    """Merge what the body's explicit fields and one harness's headers say. Linear in the number of headers."""
+    """Merge what explicit fields, one harness's headers and standard fields say. Linear in the number of headers."""
     claims = [(name, claim) for name, field, read in EXPLICIT if field in body and (claim := read(headers, body))]
     for name, triggers, read in HARNESSES:
         if not triggers.isdisjoint(headers) and (claim := read(headers, body)):
@@ -58,6 +65,9 @@ def resolve(tenant: str, headers: Headers, body: Mapping[str, Any]) -> Identity:
     else:
         if vendor := _vendor(headers):
             claims.append(vendor)
+    claims += [(name, claim) for name, field, read in STANDARD if field in body and (claim := read(headers, body))]
+    if "baggage" in headers and (claim := _baggage(headers, body)):
+        claims.append(("baggage", claim))
     if not claims:
         return Identity(tenant=tenant)
     found: dict[str, Any] = {}
@@ -101,7 +111,7 @@ def _first(source: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _claim(**found: Any) -> Claim | None:
-    return Claim(**found) if found.get("session") or found.get("workflow") else None
+    return Claim(**found) if any(found.values()) else None
 
 
 def _agentic_context(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
@@ -119,10 +129,27 @@ def _metadata(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
     metadata = body.get("metadata")
     if not isinstance(metadata, Mapping):
         return None
+    after = metadata.get("after")
     return _claim(
         workflow=_first(metadata, "workflow_id"),
         role=_first(metadata, "node"),
         template=_first(metadata, "workflow"),
+        after=tuple(filter(None, map(clean, after.split(",")))) if isinstance(after, str) else (),
+        join=_first(metadata, "join"),
+    )
+
+
+def _nvext(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    """Dynamo's body fields: a session is a run, its trajectories are the agents in it."""
+    nvext = body.get("nvext")
+    context = nvext.get("agent_context") if isinstance(nvext, Mapping) else None
+    if not isinstance(context, Mapping):
+        return None
+    return _claim(
+        workflow=_first(context, "session_id"),
+        session=_first(context, "trajectory_id"),
+        parent=_first(context, "parent_trajectory_id"),
+        template=_first(context, "session_type_id"),
     )
 
 
@@ -138,11 +165,12 @@ def _claude_code(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
     root = _first(headers, "x-claude-code-session-id")
     agent = _first(headers, "x-claude-code-agent-id")
     parent = _first(headers, "x-claude-code-parent-agent-id")
+    kind = _first(headers, "x-claude-code-request-class")
     return _claim(
         workflow=root,
         session=agent or root,
         parent=parent or (root if agent else None),
-        role=_first(headers, "x-claude-code-agent-type"),
+        role=_first(headers, "x-claude-code-agent-type") or (kind if kind != "main" else None),
     )
 
 
@@ -150,12 +178,14 @@ def _codex(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
     # Unprefixed names are too generic to trust from any other client.
     if not headers.get("user-agent", "").lower().startswith("codex") and "x-codex-window-id" not in headers:
         return None
-    root = _first(headers, "session-id", "session_id")
+    told = _json_object(headers.get("x-codex-turn-metadata", ""))
+    turn: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+    root = _first(headers, "session-id", "session_id") or _first(turn, "session_id")
     return _claim(
         workflow=root,
-        session=_first(headers, "thread-id", "conversation_id") or root,
-        parent=_first(headers, "x-codex-parent-thread-id"),
-        role=_first(headers, "x-openai-subagent"),
+        session=_first(headers, "thread-id", "conversation_id") or _first(turn, "thread_id") or root,
+        parent=_first(headers, "x-codex-parent-thread-id") or _first(turn, "parent_thread_id", "forked_from_thread_id"),
+        role=_first(headers, "x-openai-subagent") or _first(turn, "subagent_kind"),
     )
 
 
@@ -179,18 +209,55 @@ def _vendor(headers: Headers) -> tuple[str, Claim] | None:
     return None
 
 
+def _conversation(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    """OpenAI's `conversation`: an id, or an object with one."""
+    told = body.get("conversation")
+    return _claim(session=_first(told, "id") if isinstance(told, Mapping) else clean(told))
+
+
+def _anthropic_user(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    """Claude Code behind a proxy that strips headers: its sub-agents share the id, so that it names the workflow."""
+    metadata = body.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    if not isinstance(user, str):
+        return None
+    told = _json_object(user) if user.startswith("{") else None
+    if isinstance(told, Mapping):
+        return _claim(workflow=_first(told, "parent_session_id", "session_id"))
+    session = _USER_SESSION.search(user)
+    return _claim(workflow=session[1]) if session else None
+
+
+def _baggage(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
+    """W3C baggage with an id of OpenTelemetry's: `session.id` or `gen_ai.conversation.id`."""
+    pairs = (entry.partition(";")[0].partition("=") for entry in headers["baggage"].split(","))
+    told = {name.strip(): unquote(value.strip()) for name, _, value in pairs}
+    return _claim(session=_first(told, "gen_ai.conversation.id", "session.id"))
+
+
 EXPLICIT: tuple[tuple[str, str, Rule], ...] = (
     ("agentic_context", "vllm_xargs", _agentic_context),
+    ("nvext", "nvext", _nvext),
     ("metadata", "metadata", _metadata),
 )
 """Rules on the body: name, the field without which it need not be asked, and the rule."""
 
 _DEEPSEEK = ("x-deepseek-harness-session-id", "x-deepseek-harness-parent-session-id")
 
+STANDARD: tuple[tuple[str, str, Rule], ...] = (
+    ("conversation", "conversation", _conversation),
+    ("metadata.user_id", "metadata", _anthropic_user),
+)
+"""As `EXPLICIT`, asked after the headers. `user` and `prompt_cache_key` are none: applications send one for all runs."""
+
 HARNESSES: tuple[tuple[str, frozenset[str], Rule], ...] = (
     ("dynamo", frozenset({"x-dynamo-session-id"}), _dynamo),
     ("claude-code", frozenset({"x-claude-code-session-id"}), _claude_code),
-    ("codex", frozenset({"session-id", "session_id", "thread-id", "conversation_id"}), _codex),
+    (
+        "codex",
+        frozenset({"session-id", "session_id", "thread-id", "conversation_id", "x-codex-turn-metadata"}),
+        _codex,
+    ),
     ("deepseek", frozenset({_DEEPSEEK[0]}), _session_header(*_DEEPSEEK)),
     ("litellm", frozenset({"x-litellm-session-id"}), _session_header("x-litellm-session-id")),
 )

@@ -20,8 +20,9 @@ from scheduler.events import (
     WorkerUp,
     WorkflowFinished,
 )
-from scheduler.identity import ANONYMOUS
+from scheduler.linking import Linker
 from scheduler.placement import FewestLive, Placement
+from scheduler.prompt import shorten
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
@@ -39,6 +40,7 @@ class Scheduler:
     def __init__(self, placement: Placement | None = None, limits: g.Limits | None = None) -> None:
         self.placement = placement or FewestLive()
         self.graph = g.Graph(limits or g.Limits())
+        self.linker = Linker(self.graph)
         self.workers: dict[str, Worker] = {}
         self.running: dict[str, g.Step] = {}
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -73,9 +75,9 @@ class Scheduler:
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
         if not any(event.model in w.models for w in self.workers.values()):
             return [self.refusal(event.step, event.model)]  # and remember nothing of it
-        step = self.graph.link(event, now)
+        step = self.linker.link(event, now)
         for session in self.graph.crop(step.session.workflow):
-            self._leave(session)
+            self._forget(session)
         step.session.running += 1
         self.running[step.id] = step
         return [self._place(step, now)]
@@ -96,7 +98,12 @@ class Scheduler:
             self.workers[decision.worker].placed += 1
         self._seize(step, self.workers[decision.worker], decision, now)
         session = step.session
-        return Dispatch(step.id, session.workflow.id, session.id, session.owner, decision)
+        return Dispatch(step.id, session.workflow.id, session.id, self._owner(step), decision)
+
+    def _owner(self, step: g.Step) -> str:
+        """The account of the step's blocks in the engine: branch and role, as ids that mean nothing elsewhere."""
+        tenant = step.session.workflow.tenant
+        return f"{step.branch.id}.r{shorten(tenant + chr(0) + (step.role or ''))}"
 
     def _seat(self, step: g.Step, able: list[Worker]) -> Worker | None:
         """The worker that holds the session's KV, if it is one of `able` and has not restarted since."""
@@ -139,7 +146,8 @@ class Scheduler:
         step.state, step.finished = state, now
         step.session.running -= 1
         self.graph.touch(step.session, now)
-        if step.rule == ANONYMOUS or step.session.ended:
+        followable = step.session.named or step.session.workflow.named or step.link
+        if not followable or step.session.ended:
             self._leave(step.session)
 
     def _leave(self, session: g.Session) -> None:
@@ -158,6 +166,8 @@ class Scheduler:
         if step := self.running.get(event.step):
             step.usage, step.stop = event.usage, event.stop
             self._settle(step, g.FINISHED, now)
+            if event.answer:
+                self.linker.answered(step, event.answer)
         return []
 
     def _failed(self, event: StepFailed, now: float) -> list[Action]:
@@ -213,9 +223,15 @@ class Scheduler:
         return []
 
     def _tick(self, event: Tick, now: float) -> list[Action]:
-        for session in [*self.graph.quiet(now), *self.graph.forget(now)]:
+        for session in self.graph.quiet(now):
             self._leave(session)
+        for session in self.graph.forget(now):
+            self._forget(session)
         return []
+
+    def _forget(self, session: g.Session) -> None:
+        self._leave(session)
+        self.linker.lineage.forget(session)
 
     def check(self) -> None:
         """Raise AssertionError where a counter and what it counts disagree. For tests, and safe in production."""

@@ -62,8 +62,12 @@ def _step(step: Step) -> dict[str, Any]:
     return {
         "id": step.id,
         "session": step.session.id,
+        "branch": step.branch.id,
+        "role": step.role,
         "after": list(step.after),
         "rule": step.rule,
+        "tools": list(step.tools),
+        "gap_seconds": step.gap,
         "model": step.model,
         "worker": step.decision.worker if step.decision else None,
         "state": step.state,

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from scheduler import identity
+from scheduler import identity, prompt
 from scheduler.identity import Identity
+from scheduler.prompt import Prompt
 from server.auth import Tenant
 from server.dialects import Chat, Completions, Dialect
 from server.errors import ApiError
@@ -42,6 +43,7 @@ class Call:
     tenant: Tenant
     model: str
     identity: Identity
+    prompt: Prompt | None
     stream: bool
     body: bytes
     headers: Mapping[str, str]
@@ -96,12 +98,21 @@ def parse(
         tenant=tenant,
         model=model,
         identity=who,
+        prompt=None if fields.get("previous_response_id") else _prompt(tenant, fields),
         stream=stream,
         body=outgoing(raw, fields, tenant, added),
         headers=forwarded(headers),
         dialect=dialect(drop_usage="stream_options" in added),
         fields=fields,
     )
+
+
+def _prompt(tenant: Tenant, fields: Mapping[str, Any]) -> Prompt | None:
+    """What lineage reads; nothing where the body is such that no worker will take it either."""
+    try:
+        return prompt.read(tenant.name, fields)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def plain_headers(request: Request) -> dict[str, str]:

@@ -25,7 +25,7 @@ from scheduler.events import (
     WorkerDown,
     WorkerUp,
 )
-from scheduler.identity import Identity
+from scheduler.identity import ANONYMOUS
 from scheduler.scheduler import RETRY_AFTER_SECONDS, TRIES, Scheduler
 from server.call import Call
 from server.errors import ApiError
@@ -74,6 +74,8 @@ class Attempt:
     status: int = 0
     tried: list[str] = field(default_factory=list)
     after: tuple[str, ...] = ()
+    rule: str = ANONYMOUS
+    role: str | None = None
     cut: Callable[[str], None] | None = None
 
     @property
@@ -110,9 +112,9 @@ class Core:
     def arrive(self, call: Call, pinned: str | None = None) -> tuple[Attempt, Dispatch | Reject]:
         """A step has come: schedule it. The caller ends the attempt with `end`, whatever happens."""
         attempt = self.attempts[call.id] = Attempt(call, self.now())
-        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned))
+        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned, call.prompt))
         if step := self.scheduler.running.get(call.id):
-            attempt.after = step.after
+            attempt.after, attempt.rule, attempt.role = step.after, step.rule, step.role
         return attempt, self._take(attempt, actions)
 
     def failed(self, attempt: Attempt, reason: str, retryable: bool) -> Dispatch | Reject | None:
@@ -134,7 +136,7 @@ class Core:
         self._leave_worker(attempt)
         step, dialect = attempt.call.id, attempt.call.dialect
         if state == "finished":
-            self._handle(StepFinished(step, dialect.usage, dialect.stop))
+            self._handle(StepFinished(step, dialect.usage, dialect.stop, dialect.answer))
         elif state == "cancelled":
             self._handle(StepCancelled(step))
         else:
@@ -213,9 +215,9 @@ class Core:
         refusal = self.scheduler.refusal("", model)
         return ApiError(refusal.status, refusal.reason, retry_after=refusal.retry_after)
 
-    def knows(self, identity: Identity) -> bool:
-        """Whether a step of this identity continues a workflow."""
-        return self.scheduler.graph.knows(identity)
+    def knows(self, call: Call) -> bool:
+        """Whether the call continues a workflow."""
+        return self.scheduler.linker.knows(call.identity, call.prompt, self.now())
 
     def default_model(self) -> str:
         """What a request without `model` means: the first model of the first worker."""

@@ -1,7 +1,7 @@
-"""What the relay must understand of each API's answers: usage, stop, first content, and how to speak up in a stream.
+"""What the relay must understand of each API's answers: usage, stop, what was said, and how to speak up in a stream.
 
-Only events that carry one of the `marks` are parsed once content has been seen: a quote inside a JSON string is
-escaped, so that a mark cannot occur in generated text.
+Once as much of the answer is kept as lineage needs, only events that carry one of the `marks` are parsed: a quote
+inside a JSON string is escaped, so that a mark cannot occur in generated text.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from typing import Any
 import orjson
 
 from scheduler.events import Usage
+from scheduler.prompt import Answer, ToolCall
 from server import errors
+
+LONGEST_ANSWER = 16_384
+"""Characters of an answer that are kept until the step ends."""
 
 
 class Dialect:
-    """Reads one answer. One object per call; `usage`, `stop`, `content` and `error` fill as events pass."""
+    """Reads one answer. One object per call; `usage`, `stop`, `content`, `answer` and `error` fill as events pass."""
 
     anthropic = False
+    listens = False
     ping = b": keep-alive\n\n"
     marks: tuple[bytes, ...] = ()
 
@@ -29,10 +34,19 @@ class Dialect:
         self.content = False
         self.error: str | None = None
         self.response_id: str | None = None
+        self._texts: list[str] = []
+        self._calls: dict[int, list[str]] = {}
+        self._room = LONGEST_ANSWER if self.listens else 0
+
+    @property
+    def answer(self) -> Answer:
+        """What was said so far: of the first choice, without reasoning, its beginning if it is very long."""
+        calls = (ToolCall(id, name, "".join(parts)) for id, name, *parts in self._calls.values())
+        return Answer("".join(self._texts), tuple(calls))
 
     def feed(self, block: bytes) -> bytes:
         """Take whole events and return those to relay: all, less the usage chunk that the client did not ask for."""
-        if self.content:
+        if self.content and self._room <= 0:
             for mark in self.marks:
                 if mark in block:
                     break
@@ -50,6 +64,21 @@ class Dialect:
     def forget(self) -> None:
         """The answer so far was none: another worker begins anew."""
         self.stop = self.error = None
+        self._texts, self._calls = [], {}
+
+    def _say(self, text: object) -> None:
+        if isinstance(text, str) and self._room > 0:
+            self._texts.append(text)
+            self._room -= len(text)
+
+    def _call(self, index: object, id: object, name: object, arguments: object) -> None:
+        """A tool call, or more of the arguments of the one at `index`."""
+        if self._room <= 0 or not isinstance(index, int):
+            return
+        call = self._calls.setdefault(index, [str(id or ""), str(name or "")])
+        if isinstance(arguments, str):
+            call.append(arguments)
+            self._room -= len(arguments)
 
     def _read(self, event: bytes) -> bool:
         data = payload(event)
@@ -82,6 +111,8 @@ class Completions(Dialect):
         for choice in choices:
             self.content = self.content or self.has_content(choice)
             self.stop = choice.get("finish_reason") or self.stop
+            if not choice.get("index"):
+                self.hear(choice.get("delta") or {})
         self._count(data)
         return not (self.drop_usage and not choices and isinstance(data.get("usage"), dict))
 
@@ -89,7 +120,11 @@ class Completions(Dialect):
         self.content = True
         choices = data.get("choices") or [{}]
         self.stop = choices[0].get("finish_reason")
+        self.hear(choices[0].get("message") or {})
         self._count(data)
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Keep what a message, or a part of one, says."""
 
     def has_content(self, choice: Mapping[str, Any]) -> bool:
         """Whether a chunk's choice carries generated tokens."""
@@ -108,13 +143,21 @@ class Completions(Dialect):
 class Chat(Completions):
     """`/v1/chat/completions`."""
 
+    listens = True
+
     def has_content(self, choice: Mapping[str, Any]) -> bool:
         delta = choice.get("delta") or {}
         return any(delta.get(part) for part in ("content", "reasoning", "reasoning_content", "tool_calls", "refusal"))
 
+    def hear(self, message: Mapping[str, Any]) -> None:
+        self._say(message.get("content"))
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            function = call.get("function") or {}
+            self._call(call.get("index", place), call.get("id"), function.get("name"), function.get("arguments"))
+
 
 class Responses(Dialect):
-    """`/v1/responses`."""
+    """`/v1/responses`. A stream repeats the whole answer at its end, so that nothing need be kept on the way."""
 
     marks = (
         b"event: response.completed", b"event: response.incomplete", b"event: response.failed", b"event: error",
@@ -140,6 +183,17 @@ class Responses(Dialect):
                 cached=details.get("cached_tokens") or 0,
                 output=usage.get("output_tokens") or 0,
             )
+        if items := data.get("output"):
+            self._hear(items)
+
+    def _hear(self, items: list[Mapping[str, Any]]) -> None:
+        self._texts, self._calls, self._room = [], {}, LONGEST_ANSWER
+        for index, item in enumerate(items):
+            if item.get("type") == "function_call":
+                self._call(index, item.get("call_id"), item.get("name"), item.get("arguments"))
+            for part in item.get("content") or () if item.get("type") == "message" else ():
+                self._say(part.get("text"))
+        self._room = 0
 
     def error_event(self, status: int, message: str) -> bytes:
         failure = {"type": "error", "code": str(status), "message": message, "param": None}
@@ -151,23 +205,34 @@ class Messages(Dialect):
     """`/v1/messages`."""
 
     anthropic = True
+    listens = True
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
     marks = (b"event: message_delta", b"event: error", b'"error":')
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         kind = data.get("type")
-        block = data.get("content_block") or {}
+        block, delta = data.get("content_block") or {}, data.get("delta") or {}
         self.content = self.content or kind == "content_block_delta" or block.get("type") == "tool_use"
+        if block.get("type") == "tool_use":
+            self._call(data.get("index"), block.get("id"), block.get("name"), None)
+        elif kind == "content_block_delta":
+            self._say(delta.get("text"))
+            if delta.get("type") == "input_json_delta":
+                self._call(data.get("index"), None, None, delta.get("partial_json"))
         if kind == "message_start":
             self._count(data.get("message") or {})
         elif kind == "message_delta":
-            self.stop = (data.get("delta") or {}).get("stop_reason") or self.stop
+            self.stop = delta.get("stop_reason") or self.stop
             self._count(data)
         return True
 
     def read_whole(self, data: Mapping[str, Any]) -> None:
         self.content = True
         self.stop = data.get("stop_reason")
+        for index, block in enumerate(data.get("content") or ()):
+            self._say(block.get("text"))
+            if block.get("type") == "tool_use":
+                self._call(index, block.get("id"), block.get("name"), orjson.dumps(block.get("input")).decode())
         self._count(data)
 
     def _count(self, data: Mapping[str, Any]) -> None:

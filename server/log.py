@@ -55,7 +55,7 @@ def watch(attempt: Attempt) -> None:
         tenant=call.tenant.name,
         workflow=dispatch.workflow if dispatch else None,
         session=dispatch.session if dispatch else None,
-        rule=call.identity.rule,
+        rule=attempt.rule,
         model=call.model,
         worker=dispatch.decision.worker if dispatch else None,
         decision=str(dispatch.decision) if dispatch else None,

@@ -46,7 +46,7 @@ class Metrics:
         # A model that no worker serves is the client's text: not for a label.
         model, worker = (call.model, decision.worker) if decision else ("", "")
         self.steps.labels(model, worker, call.tenant.name, attempt.state).inc()
-        self.identity.labels(call.identity.rule).inc()
+        self.identity.labels(attempt.rule).inc()
         if decision is None or attempt.finished is None:
             return
         self.decisions.labels(decision.reason).inc()

@@ -70,7 +70,7 @@ def _step(dialect: type[Dialect]) -> Handler:
                 call.identity, workflow=made.workflow, session=made.session, rule="previous_response_id"
             )
             call = dataclasses.replace(call, identity=who)
-        if state.core.draining and not state.core.knows(call.identity):
+        if state.core.draining and not state.core.knows(call):
             raise ApiError(503, "Weft is shutting down and takes no new workflow.", retry_after=30)
         return Exchange(call, state.core, state.client, made.worker if made else None)
 

@@ -66,8 +66,12 @@ class StepRow(BaseModel):
 
     id: str
     session: str
+    branch: str
+    role: str | None
     after: list[str]
     rule: str
+    tools: list[str]
+    gap_seconds: float | None
     model: str
     worker: str | None
     state: str

@@ -349,8 +349,8 @@ async def test_a_request_without_a_model_means_the_first(start: Start) -> None:
 async def test_stored_responses_and_what_follows_them_go_to_their_worker(weft: Weft) -> None:
     url = weft.url + "/v1/responses"
     made = []
-    for _ in range(4):
-        async with weft.http.post(url, json={"model": "m", "input": "hi"}) as answer:
+    for run in range(4):
+        async with weft.http.post(url, json={"model": "m", "input": f"hi {run}"}) as answer:
             made.append(
                 ((await answer.json())["id"], answer.headers["x-weft-worker"], answer.headers["x-weft-workflow"])
             )

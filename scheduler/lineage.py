@@ -1,0 +1,274 @@
+"""Descent without a name: which run a prompt goes on with, by what it repeats of earlier prompts and answers.
+
+Evidence, the strongest first: the messages of an earlier prompt, a tool call that a worker minted, an assistant turn
+with what answered it, an output handed over as a whole. Where the evidence fits two runs, there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from scheduler.graph import FINISHED, PLACED, Branch, Session, Step, Workflow
+from scheduler.handover import Handovers, Source
+from scheduler.prompt import ASSISTANT, Answer, Message, Prompt, call_key, said
+
+CONTINUES, REPEATS, FORKS, PARTS = "continues", "repeats", "forks", "parts"
+REWRITES, JOINS, SPAWNED = "rewrites", "joins", "spawned"
+
+RESAMPLE_SECONDS = 2.0
+"""How long after an answer the same opening still counts as the same run, sampled again."""
+MOST_SAMPLES = 8
+MOST_OPENINGS = 64
+SHORTEST_EXCHANGE = 128
+MOST_MARKS = 4096
+MOST_RECENT = 32
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One answer to an opening. `said` names it once it is known, `next` the turn that took it up."""
+
+    step: Step
+    head: int
+    said: int | None = None
+    text: str = ""
+    next: int | None = None
+
+
+@dataclass(slots=True)
+class Opening:
+    """All that began with the same messages: the same run sampled again, twins, other roles with the same task."""
+
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """How a prompt descends from `branch`.
+
+    It continues it, repeats its latest prompt, forks off it, rewrites its history (a compaction), joins its
+    workflow as another agent, was spawned by it (its tool call's task), or parts from its run (it was a twin).
+    `known` messages of the prompt are not new; `sample` is the answer that the prompt takes up.
+    """
+
+    how: str
+    rule: str
+    branch: Branch
+    known: int = 0
+    sample: Sample | None = None
+    shared: Branch | None = None
+
+
+class Lineage:
+    """What is remembered of prompts and answers, by digests that differ between tenants. Bounded a session."""
+
+    def __init__(self) -> None:
+        self.handovers = Handovers()
+        self._ends: dict[int, tuple[Branch, ...]] = {}
+        self._openings: dict[int, Opening] = {}
+        self._calls: dict[int, Branch | None] = {}
+        self._exchanges: dict[int, Branch | None] = {}
+
+    def find(self, prompt: Prompt, scope: Session | Workflow | None, now: float) -> Kin | None:
+        """The closest kin of a prompt in a session or workflow, or among all the tenant's. Linear in its messages."""
+        shared: Branch | None = None
+        for i in range(len(prompt.links) - 1, -1, -1):
+            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now)
+            if kin and (shared is None or shared.session.workflow is kin.branch.session.workflow):
+                return Kin(kin.how, kin.rule, kin.branch, kin.known, kin.sample, shared)
+            if kin:
+                break
+            shared = shared or self._sharing(prompt, i, scope)
+        found = [kin for kin in (self._by_call(prompt, scope), self._by_exchange(prompt, scope)) if kin]
+        if shared:
+            found.append(Kin(JOINS, "lineage:history", shared, len(prompt.messages) - 1))
+        return min(found, key=lambda kin: kin.how != REWRITES, default=None)
+
+    def arrived(self, step: Step, prompt: Prompt, opening: bool) -> None:
+        """Remember the prompt of a step that has been linked; an `opening` has no known history."""
+        session, link = step.session, prompt.links[-1]
+        step.branch.head, step.branch.end, step.link = prompt.head, link, link
+        if opening or link in self._openings:
+            samples = self._openings.setdefault(link, Opening()).samples
+            samples.append(Sample(step, prompt.head))
+            del samples[:-MOST_OPENINGS]
+            self._mark(session, link)
+            return
+        known = self._ends.get(link, ())
+        if step.branch not in known:
+            self._ends[link] = (*known, step.branch)
+            self._mark(session, link)
+        for _, key in prompt.exchanges():
+            self._remember(self._exchanges, key, step.branch)
+            break
+
+    def finished(self, step: Step, answer: Answer) -> None:
+        """Remember what a step has put out."""
+        tenant = step.session.workflow.tenant
+        for call in answer.calls:
+            self._remember(self._calls, call_key(tenant, call.id, call.name), step.branch)
+        if opening := self._openings.get(step.link):
+            for sample in opening.samples:
+                if sample.step is step:
+                    sample.said, sample.text = said(tenant, answer), answer.text.strip()[:1024]
+        self.handovers.offer(step.id, step.branch, answer)
+
+    def fed(self, prompt: Prompt, known: int) -> list[Source]:
+        """The outputs that a prompt's messages after the `known` ones hold as a whole."""
+        texts = (m.text for m in prompt.messages[known:] if m.speaker != ASSISTANT or known == 0)
+        return self.handovers.find(prompt.tenant, texts)
+
+    def forget(self, session: Session) -> None:
+        """The session is forgotten: so is what it was known by."""
+        for key in session.marks:
+            rest = tuple(b for b in self._ends.get(key, ()) if b.session is not session)
+            if rest:
+                self._ends[key] = rest
+            else:
+                self._ends.pop(key, None)
+            if opening := self._openings.get(key):
+                opening.samples = [s for s in opening.samples if s.step.session is not session]
+                if not opening.samples:
+                    del self._openings[key]
+        for key in session.recent:
+            self._calls.pop(key, None)
+            self._exchanges.pop(key, None)
+
+    def _at_end(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Kin | None:
+        """Kin whose prompt was messages 0 to i, an answer among them."""
+        link, last = prompt.links[i], i == len(prompt.links) - 1
+        found = [b for b in self._ends.get(link, ()) if b.look == prompt.role and _within(b, scope)]
+        if not found:
+            return None
+        branch = next((b for b in found if b.end == link), found[0])
+        if branch.end != link:
+            return Kin(FORKS, "lineage:fork", branch, i + 1)
+        return (
+            Kin(REPEATS, "lineage:repeat", branch, i + 1) if last else Kin(CONTINUES, "lineage:prefix", branch, i + 1)
+        )
+
+    def _at_opening(self, prompt: Prompt, i: int, scope: Session | Workflow | None, now: float) -> Kin | None:
+        """Kin that began with messages 0 to i, if it can be told which."""
+        opening = self._openings.get(prompt.links[i])
+        if opening is None:
+            return None
+        mine = [s for s in opening.samples if s.step.branch.look == prompt.role and _within(s.step.branch, scope)]
+        exact = [s for s in mine if s.head == prompt.head]
+        if not mine or (i == len(prompt.links) - 1 and not exact):
+            return None
+        if i == len(prompt.links) - 1:
+            sample = _sampled_again(exact, now, scope is not None)
+            return Kin(REPEATS, "lineage:repeat", sample.step.branch, i + 1) if sample else None
+        turn = prompt.messages[i + 1].digest
+        sample = _taken_up(exact or mine, turn, bool(exact))
+        if sample is None:
+            return None
+        branch = sample.step.branch
+        how = CONTINUES if branch.end == prompt.links[i] else FORKS if sample.next is not None else PARTS
+        rule = {CONTINUES: "lineage:prefix", FORKS: "lineage:fork", PARTS: "lineage:twin"}[how]
+        return Kin(how, rule, branch, i + 1, sample)
+
+    def _sharing(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Branch | None:
+        """The branch of another role with the same history up to message i, an answer of its own included."""
+        for branch in self._ends.get(prompt.links[i], ()):
+            if _within(branch, scope):
+                return branch
+        if i + 1 == len(prompt.messages) or (opening := self._openings.get(prompt.links[i])) is None:
+            return None
+        turn = prompt.messages[i + 1]
+        same = [s.step.branch for s in opening.samples if _is_answer(s, turn) and _within(s.step.branch, scope)]
+        return same[0] if len({b.session.workflow for b in same}) == 1 else None
+
+    def _by_call(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
+        """By the latest tool call that a worker minted for an agent of this role, else for any."""
+        other: Kin | None = None
+        for i in range(len(prompt.messages) - 1, -1, -1):
+            for key in prompt.messages[i].calls:
+                branch = self._calls.get(key)
+                if branch and _within(branch, scope):
+                    kin = self._rewritten(prompt, branch, "lineage:tool-call", i + 1)
+                    if kin.how == REWRITES:
+                        return kin
+                    other = other or kin
+        return other
+
+    def _by_exchange(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
+        size, found, upto = 0, None, 0
+        for last, key in prompt.exchanges():
+            branch = self._exchanges.get(key)
+            if branch is None or not _within(branch, scope) or (found and branch.session is not found.session):
+                continue
+            found, upto = found or branch, upto or last + 1
+            size += sum(len(m.text) for m in _exchange(prompt, last))
+            if size >= SHORTEST_EXCHANGE:
+                return self._rewritten(prompt, found, "lineage:compaction", upto)
+        return None
+
+    def _rewritten(self, prompt: Prompt, branch: Branch, rule: str, known: int) -> Kin:
+        same = branch.look == prompt.role
+        return Kin(REWRITES if same else JOINS, rule, branch, known)
+
+    def _mark(self, session: Session, key: int) -> None:
+        session.marks.append(key)
+        if len(session.marks) > MOST_MARKS:
+            self._ends.pop(session.marks[1], None)  # not the first, where forks of the whole run would begin
+            del session.marks[1]
+
+    def _remember(self, index: dict[int, Branch | None], key: int, branch: Branch) -> None:
+        """Keep the key for the branch; one that two sessions have says nothing from then on."""
+        session = branch.session
+        if key in index:
+            old = index[key]
+            index[key] = branch if old and old.session is session else None
+            return
+        index[key] = branch
+        session.recent.append(key)
+        if len(session.recent) > MOST_RECENT:
+            oldest = session.recent.pop(0)
+            self._calls.pop(oldest, None)
+            self._exchanges.pop(oldest, None)
+
+
+def _within(branch: Branch, scope: Session | Workflow | None) -> bool:
+    return scope is None or branch.session is scope or branch.session.workflow is scope
+
+
+def _sampled_again(samples: list[Sample], now: float, sure: bool) -> Sample | None:
+    """The latest sample of a run that waits at its opening: it runs, it failed, or its answer is a moment old."""
+    latest = samples[-1]
+    run = [s for s in samples if s.step.session is latest.step.session]
+    if any(s.next is not None for s in run) or (len(run) >= MOST_SAMPLES and not sure):
+        return None
+    ended = latest.step.finished
+    again = sure or latest.said is None or ended is None or now - ended <= RESAMPLE_SECONDS
+    return latest if again else None
+
+
+def _taken_up(samples: list[Sample], turn: int, exact: bool) -> Sample | None:
+    """The sample that a prompt goes on from, if its next message is `turn`; None where that cannot be told.
+
+    First the answer itself; then a run that was taken up with this very turn; then, as clients rewrite answers, the
+    first that waits, if the system prompt is `exact` or there is no other; at last the only run there is.
+    """
+    waiting = [s for s in samples if s.next is None and s.step.state in (PLACED, FINISHED)]
+    alone = len({s.step.session for s in samples}) == 1
+    for group in ([s for s in waiting if s.said == turn], [s for s in samples if s.next == turn]):
+        if group:
+            return group[0]
+    if waiting and (exact or alone):
+        return waiting[0]
+    return samples[0] if alone else None
+
+
+def _is_answer(sample: Sample, message: Message) -> bool:
+    if message.speaker == ASSISTANT and sample.said == message.digest:
+        return True
+    return bool(sample.text) and message.text.strip()[:1024] == sample.text
+
+
+def _exchange(prompt: Prompt, last: int) -> Iterator[Message]:
+    for i in range(last, -1, -1):
+        yield prompt.messages[i]
+        if prompt.messages[i].speaker == ASSISTANT:
+            return
