@@ -190,7 +190,7 @@ class Graph:
     def part(self, step: Step, now: float) -> Workflow:
         """Take a first step that was held to be another run's into a workflow of its own."""
         session, old = step.session, step.session.workflow
-        workflow = self.workflow(old.tenant, f"w-{step.id}", now, named=False)
+        workflow = self.workflow(old.tenant, f"w-{step.id}-twin", now, named=False)
         workflow.arrived, workflow.template = step.arrived, old.template
         made = self.session(workflow, workflow.id, named=False)
         made.branches[0].look = step.branch.look

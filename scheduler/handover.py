@@ -16,7 +16,7 @@ import orjson
 from scheduler.prompt import Answer
 
 if TYPE_CHECKING:
-    from scheduler.graph import Branch
+    from scheduler.graph import Branch, Workflow
 
 KEPT = 20_000
 PARTS = 8
@@ -58,7 +58,10 @@ class Handovers:
                 self._add(step, branch, text, True)
 
     def find(self, tenant: str, texts: Iterable[str]) -> list[Source]:
-        """The tenant's outputs that are in one of `texts` as a whole, the latest last. Linear in the texts, capped."""
+        """The tenant's outputs that are in one of `texts` as a whole, the latest last. Linear in the texts, capped.
+
+        What agents of two workflows have said word for word is the output of neither.
+        """
         found: dict[Source, None] = {}
         left = LONGEST_SEARCHED
         for text in texts:
@@ -69,7 +72,10 @@ class Handovers:
                     found[source] = None
             if left <= 0:
                 break
-        return list(found)
+        by: dict[int, set[Workflow]] = {}
+        for source in found:
+            by.setdefault(source.whole, set()).add(source.branch.session.workflow)
+        return [source for source in found if len(by[source.whole]) == 1]
 
     def forget(self, source: Source) -> None:
         """Drop an output."""

@@ -248,7 +248,7 @@ STANDARD: tuple[tuple[str, str, Rule], ...] = (
     ("conversation", "conversation", _conversation),
     ("metadata.user_id", "metadata", _anthropic_user),
 )
-"""As `EXPLICIT`, asked after the headers. `user` and `prompt_cache_key` are none: applications send one for all runs."""
+"""As `EXPLICIT`, asked after the headers. Not `user` nor `prompt_cache_key`: applications send one for all runs."""
 
 HARNESSES: tuple[tuple[str, frozenset[str], Rule], ...] = (
     ("dynamo", frozenset({"x-dynamo-session-id"}), _dynamo),

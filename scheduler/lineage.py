@@ -6,7 +6,7 @@ with what answered it, an output handed over as a whole. Where the evidence fits
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.graph import FINISHED, PLACED, Branch, Session, Step, Workflow
@@ -20,6 +20,7 @@ RESAMPLE_SECONDS = 2.0
 """How long after an answer the same opening still counts as the same run, sampled again."""
 MOST_SAMPLES = 8
 MOST_OPENINGS = 64
+TRANSFERS = ("transfer_to_", "handoff_to_")
 SHORTEST_EXCHANGE = 128
 MOST_MARKS = 4096
 MOST_RECENT = 32
@@ -76,6 +77,8 @@ class Lineage:
         for i in range(len(prompt.links) - 1, -1, -1):
             kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now)
             if kin and (shared is None or shared.session.workflow is kin.branch.session.workflow):
+                if i == len(prompt.links) - 1:
+                    kin = self._rerun(prompt, kin, scope, now) or kin
                 return Kin(kin.how, kin.rule, kin.branch, kin.known, kin.sample, shared)
             if kin:
                 break
@@ -116,8 +119,7 @@ class Lineage:
 
     def fed(self, prompt: Prompt, known: int) -> list[Source]:
         """The outputs that a prompt's messages after the `known` ones hold as a whole."""
-        texts = (m.text for m in prompt.messages[known:] if m.speaker != ASSISTANT or known == 0)
-        return self.handovers.find(prompt.tenant, texts)
+        return self.handovers.find(prompt.tenant, (message.text for message in prompt.messages[known:]))
 
     def forget(self, session: Session) -> None:
         """The session is forgotten: so is what it was known by."""
@@ -169,6 +171,16 @@ class Lineage:
         rule = {CONTINUES: "lineage:prefix", FORKS: "lineage:fork", PARTS: "lineage:twin"}[how]
         return Kin(how, rule, branch, i + 1, sample)
 
+    def _rerun(self, prompt: Prompt, old: Kin, scope: Session | Workflow | None, now: float) -> Kin | None:
+        """The run that has come to a prompt which an older run had word for word: it waits, and is the later one."""
+        since = _arrived_at(old.branch, prompt.links[-1])
+        for i in range(len(prompt.links) - 2, -1, -1):
+            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now)
+            if kin and kin.branch.session is not old.branch.session:
+                last = kin.sample.step if kin.sample else kin.branch.last
+                return kin if kin.how == CONTINUES and last and last.arrived > since else None
+        return None
+
     def _sharing(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Branch | None:
         """The branch of another role with the same history up to message i, an answer of its own included."""
         for branch in self._ends.get(prompt.links[i], ()):
@@ -176,8 +188,9 @@ class Lineage:
                 return branch
         if i + 1 == len(prompt.messages) or (opening := self._openings.get(prompt.links[i])) is None:
             return None
-        turn = prompt.messages[i + 1]
-        same = [s.step.branch for s in opening.samples if _is_answer(s, turn) and _within(s.step.branch, scope)]
+        rest = prompt.messages[i + 1 :]
+        same = [s.step.branch for s in opening.samples if _within(s.step.branch, scope)
+                and (_is_answer(s, rest[0]) or _is_transfer(s.step.branch, rest))]  # fmt: skip
         return same[0] if len({b.session.workflow for b in same}) == 1 else None
 
     def _by_call(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
@@ -248,23 +261,41 @@ def _sampled_again(samples: list[Sample], now: float, sure: bool) -> Sample | No
 def _taken_up(samples: list[Sample], turn: int, exact: bool) -> Sample | None:
     """The sample that a prompt goes on from, if its next message is `turn`; None where that cannot be told.
 
-    First the answer itself; then a run that was taken up with this very turn; then, as clients rewrite answers, the
-    first that waits, if the system prompt is `exact` or there is no other; at last the only run there is.
+    First the answer itself, as clients may rewrite it then a run that waits, if the system prompt is `exact` or there
+    is no other; then one that was taken up with this very turn; then another sample of one that was taken up.
     """
+    taken = {s.step.session for s in samples if s.next is not None}
     waiting = [s for s in samples if s.next is None and s.step.state in (PLACED, FINISHED)]
+    waiting.sort(key=lambda s: s.step.session in taken)
+    if same := [s for s in waiting if s.said == turn]:
+        return same[0]
     alone = len({s.step.session for s in samples}) == 1
-    for group in ([s for s in waiting if s.said == turn], [s for s in samples if s.next == turn]):
+    runs = [s for s in waiting if s.step.session not in taken] if exact or alone else []
+    others = waiting if exact or alone else []
+    for group in (runs, [s for s in samples if s.next == turn], others):
         if group:
             return group[0]
-    if waiting and (exact or alone):
-        return waiting[0]
-    return samples[0] if alone else None
+    return max(samples, key=lambda s: s.next is not None) if alone else None
 
 
 def _is_answer(sample: Sample, message: Message) -> bool:
     if message.speaker == ASSISTANT and sample.said == message.digest:
         return True
     return bool(sample.text) and message.text.strip()[:1024] == sample.text
+
+
+def _arrived_at(branch: Branch, link: int) -> float:
+    """When the branch's session last had the prompt of that link, in seconds."""
+    steps = branch.session.workflow.steps
+    return max((s.arrived for s in steps if s.link == link and s.session is branch.session), default=0.0)
+
+
+def _is_transfer(branch: Branch, rest: Sequence[Message]) -> bool:
+    """Whether the branch waits for a tool that hands over to an agent of whom these messages speak (AutoGen's swarm)."""
+    tools = branch.last.tools if branch.last and not branch.session.running else ()
+    names = [tool.partition(word)[2].replace("_", " ") for tool in tools for word in TRANSFERS if tool.startswith(word)]
+    text = " ".join(message.text for message in rest).replace("_", " ") if names else ""
+    return any(name and name in text for name in names)
 
 
 def _exchange(prompt: Prompt, last: int) -> Iterator[Message]:

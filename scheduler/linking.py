@@ -35,7 +35,7 @@ class Linker:
         after = self._after(branch, who, kin, prompt)
         for source in sources:
             self._take(source, branch, now)
-        fed = [s.step for s in sources if s.branch.session.workflow is branch.session.workflow]
+        fed = [s.step for s in sources if s.branch.session.workflow is branch.session.workflow and _counts(s, branch)]
         rule = who.rule if who.rule != ANONYMOUS or kin is None else kin.rule
         step = Step(event.step, event.model, rule, branch, tuple(dict.fromkeys((*after, *fed))), now, event.pinned)
         step.role = who.role or branch.look or branch.session.role
@@ -161,7 +161,7 @@ class Linker:
     def _take(self, source: Source, branch: Branch, now: float) -> None:
         """Adopt the workflow whose output this step was fed, where that began and ended while the branch waited."""
         child, own = source.branch.session.workflow, branch.session.workflow
-        if child is own or child.named or child.running or source.task or source.branch.last is None:
+        if child is own or child.named or child.running or source.branch.last is None:
             return
         if source.branch.session.last_step != source.step or source.branch.last.id != source.step:
             return
@@ -176,6 +176,11 @@ def _gap(branch: Branch, kin: Kin | None, now: float) -> float | None:
         return None
     last = branch.last or (branch.parent.last if branch.parent else None)
     return now - last.finished if last and last.finished is not None else None
+
+
+def _counts(source: Source, branch: Branch) -> bool:
+    """Whether a source of the same workflow was needed: what an agent itself has written before is its history."""
+    return source.branch.session is not branch.session
 
 
 def _waits(source: Source) -> bool:

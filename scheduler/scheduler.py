@@ -219,7 +219,7 @@ class Scheduler:
             workflow.finished = True
             for session in workflow.sessions.values():
                 session.ended = True
-                self._leave(session)
+                self._forget(session)
         return []
 
     def _tick(self, event: Tick, now: float) -> list[Action]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class FakeWorker:
     healthy: bool = True
     hung: bool = False
     url: str = ""
+    speak: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {"role": "assistant", "content": "hello"}
 
     async def start(self, port: int = 0) -> FakeWorker:
         """Listen on loopback."""
@@ -113,7 +115,7 @@ class FakeWorker:
         if request.path == "/v1/responses":
             return self._response(fields)
         if not fields.get("stream"):
-            message = {"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+            message = {"message": self.speak(fields), "finish_reason": "stop"}
             return web.json_response({"id": "c", "choices": [message], "usage": usage()})
         return await self._stream(request, fields, told)
 
