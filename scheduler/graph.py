@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scheduler.actions import Decision
+from scheduler.estimates import Past
 from scheduler.events import Usage
+from scheduler.position import Progress
 from scheduler.prompt import shorten
 
 PLACED, FINISHED, FAILED, CANCELLED, REJECTED = "running", "finished", "failed", "cancelled", "rejected"
@@ -67,7 +69,8 @@ class Step:
 class Branch:
     """One line of a session's history. `head` and `end` name system prompt and messages of its latest prompt.
 
-    `look` is the role that its prompts show (`scheduler.prompt`), whatever the client calls it.
+    `look` is the role that its prompts show (`scheduler.prompt`), whatever the client calls it; `past` and `tools`,
+    those of the last answer, are what its next step is predicted from.
     """
 
     id: str
@@ -77,6 +80,8 @@ class Branch:
     head: int = 0
     end: int = 0
     last: Step | None = None
+    past: Past = Past()
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +102,7 @@ class Session:
     taken: int = 0
     touched: float = 0.0
     ended: bool = False
+    gone: bool = False
     named: bool = False
     marks: array[int] = field(default_factory=lambda: array("Q"))
     recent: array[int] = field(default_factory=lambda: array("Q"))
@@ -109,7 +115,11 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Workflow:
-    """One run of an agent program: sessions that share a root. `named` where the client gave the name."""
+    """One run of an agent program: sessions that share a root. `named` where the client gave the name.
+
+    `progress` is where the run stands in its template; `repeats` says which step a step repeats; `over` that its end has
+    been learned from.
+    """
 
     id: str
     tenant: str
@@ -119,8 +129,11 @@ class Workflow:
     sessions: dict[str, Session] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
     aliases: list[str] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+    repeats: dict[str, str] = field(default_factory=dict)
     touched: float = 0.0
     finished: bool = False
+    over: bool = False
 
     @property
     def running(self) -> int:
@@ -167,7 +180,7 @@ class Graph:
         """A new branch of the session of `branch`."""
         session = branch.session
         name = f"{session.branches[0].id}/{session.taken}/{len(session.branches)}"
-        made = Branch("b" + shorten(name), session, branch)
+        made = Branch("b" + shorten(name), session, branch, past=branch.past, tools=branch.tools)
         session.branches.append(made)
         if len(session.branches) > self.limits.branches_per_session:
             del session.branches[1]
@@ -181,7 +194,7 @@ class Graph:
         if len(workflow.steps) > self.limits.steps_per_workflow:
             workflow.steps.popleft()
             self.steps -= 1
-        workflow.finished = session.ended = False
+        workflow.finished = workflow.over = session.ended = session.gone = False
         session.last_step = step.id
         session.taken += 1
         step.branch.last = step

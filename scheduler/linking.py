@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scheduler import lineage as l
 from scheduler.events import StepArrived
-from scheduler.graph import Branch, Graph, Session, Step, Workflow
+from scheduler.graph import FINISHED, PLACED, Branch, Graph, Session, Step, Workflow
 from scheduler.handover import Source
 from scheduler.identity import ANONYMOUS, Identity
 from scheduler.lineage import Kin, Lineage
@@ -22,11 +22,16 @@ class Linker:
         self.graph = graph
         self.lineage = Lineage()
 
-    def link(self, event: StepArrived, now: float) -> Step:
-        """Join the step to its workflow, session and branch, making what is new."""
+    def link(self, event: StepArrived, now: float) -> tuple[Step, Step | None]:
+        """Join the step to its workflow, session and branch, making what is new; and the step that it repeats, if any.
+
+        A step that failed is not repeated but replaced.
+        """
         who, prompt = event.identity, event.prompt
         scope = self._scope(who, now)
         kin = self.lineage.find(prompt, scope, now) if prompt else None
+        if kin and kin.how == l.REPEATS and who.role and kin.branch.last and kin.branch.last.role != who.role:
+            kin = None  # the same words, but another node of the graph
         sources = [s for s in self.lineage.fed(prompt, kin.known if kin else 0) if self._kept(s)] if prompt else []
         if kin is None and prompt and not (isinstance(scope, Session)):
             kin = self._by_content(prompt, scope, sources)
@@ -40,13 +45,14 @@ class Linker:
         step = Step(event.step, event.model, rule, branch, tuple(dict.fromkeys((*after, *fed))), now, event.pinned)
         step.role = who.role or branch.look or branch.session.role
         step.gap = _gap(branch, kin, now)
+        original = branch.last if kin and kin.how == l.REPEATS else None
         self.graph.add(step, now)
         branch.session.ended = who.final
         if prompt:
             if kin and kin.sample:
                 kin.sample.next = prompt.messages[kin.known].digest
             self.lineage.arrived(step, prompt, opening=kin is None or kin.rule in (TASK, HANDOVER))
-        return step
+        return step, original if original and original.state in (PLACED, FINISHED) else None
 
     def answered(self, step: Step, answer: Answer) -> None:
         """Learn what the step has put out."""

@@ -20,6 +20,7 @@ from scheduler.events import (
     WorkerUp,
     WorkflowFinished,
 )
+from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
 from scheduler.placement import FewestLive, Placement
 from scheduler.prompt import shorten
@@ -41,6 +42,7 @@ class Scheduler:
         self.placement = placement or FewestLive()
         self.graph = g.Graph(limits or g.Limits())
         self.linker = Linker(self.graph)
+        self.knowledge = Knowledge()
         self.workers: dict[str, Worker] = {}
         self.running: dict[str, g.Step] = {}
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -75,7 +77,8 @@ class Scheduler:
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
         if not any(event.model in w.models for w in self.workers.values()):
             return [self.refusal(event.step, event.model)]  # and remember nothing of it
-        step = self.linker.link(event, now)
+        step, original = self.linker.link(event, now)
+        self.knowledge.arrived(step, original)
         for session in self.graph.crop(step.session.workflow):
             self._forget(session)
         step.session.running += 1
@@ -145,6 +148,8 @@ class Scheduler:
         del self.running[step.id]
         step.state, step.finished = state, now
         step.session.running -= 1
+        if state != g.FINISHED:
+            self.knowledge.failed(step)
         self.graph.touch(step.session, now)
         followable = step.session.named or step.session.workflow.named or step.link
         if not followable or step.session.ended:
@@ -168,6 +173,7 @@ class Scheduler:
             self._settle(step, g.FINISHED, now)
             if event.answer:
                 self.linker.answered(step, event.answer)
+            self.knowledge.finished(step)
         return []
 
     def _failed(self, event: StepFailed, now: float) -> list[Action]:
@@ -217,6 +223,7 @@ class Scheduler:
     def _workflow_finished(self, event: WorkflowFinished, now: float) -> list[Action]:
         if workflow := self.graph.get(event.tenant, event.workflow):
             workflow.finished = True
+            self.knowledge.over(workflow)
             for session in workflow.sessions.values():
                 session.ended = True
                 self._forget(session)
@@ -225,12 +232,15 @@ class Scheduler:
     def _tick(self, event: Tick, now: float) -> list[Action]:
         for session in self.graph.quiet(now):
             self._leave(session)
+            if session.workflow.touched == session.touched:  # the last of its sessions
+                self.knowledge.over(session.workflow)
         for session in self.graph.forget(now):
             self._forget(session)
         return []
 
     def _forget(self, session: g.Session) -> None:
         self._leave(session)
+        self.knowledge.gone(session)
         self.linker.lineage.forget(session)
 
     def check(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
+from scheduler.knowledge import Ahead, Knowledge, latest
 from scheduler.workers import Worker
 
 
@@ -22,16 +25,45 @@ def summary(workflow: Workflow) -> dict[str, Any]:
     }
 
 
-def detail(workflow: Workflow) -> dict[str, Any]:
-    """`GET /v1/workflows/{id}`: the run graph."""
+def detail(workflow: Workflow, knowledge: Knowledge) -> dict[str, Any]:
+    """`GET /v1/workflows/{id}`: the run graph, and what is expected of it."""
     return {
         "workflow": workflow.id,
         "tenant": workflow.tenant,
         "template": workflow.template,
         "state": workflow.state,
-        "sessions": [_session(session) for session in workflow.sessions.values()],
+        "sessions": [_session(session, knowledge) for session in workflow.sessions.values()],
         "steps": [_step(step) for step in workflow.steps],
+        "ahead": None if workflow.finished else _ahead(knowledge.ahead(workflow)),
     }
+
+
+def _ahead(ahead: Ahead) -> dict[str, Any]:
+    rest = ahead.remaining
+    roles = {
+        role: {
+            "steps_to_execution": _finite(steps),
+            "next_use_seconds": _finite(ahead.next_use_seconds[role]),
+            "probability": ahead.probability[role],
+        }
+        for role, steps in ahead.steps_to_execution.items()
+    }
+    return {
+        "template": ahead.template,
+        "declared": ahead.declared,
+        "confidence": rest.confidence,
+        "steps": rest.steps,
+        "prompt_tokens": rest.prompt_tokens,
+        "output_tokens": rest.output_tokens,
+        "work_seconds": rest.work_seconds,
+        "critical_seconds": rest.critical_seconds,
+        "critical_path": list(rest.critical_path),
+        "roles": roles,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def worker(seen: Worker) -> dict[str, Any]:
@@ -47,15 +79,22 @@ def worker(seen: Worker) -> dict[str, Any]:
     }
 
 
-def _session(session: Session) -> dict[str, Any]:
+def _session(session: Session, knowledge: Knowledge) -> dict[str, Any]:
     seats = [name for name, _ in session.seats.values()]
+    waits = session.state == "waiting" and (branch := latest(session)) is not None
     return {
         "id": session.id,
         "role": session.role,
         "parent": session.parent,
         "worker": seats[-1] if seats else None,
         "state": session.state,
+        "returns": _returns(knowledge.gap(branch)) if waits and branch else None,
     }
+
+
+def _returns(gap: Gap) -> dict[str, float]:
+    """From the end of its last step, in seconds, if it does; and the chance that it never does."""
+    return {"p50": gap.quantile(0.5), "p90": gap.quantile(0.9), "p99": gap.quantile(0.99), "never": gap.never}
 
 
 def _step(step: Step) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from server.auth import Keys
 from server.core import Core
 from server.errors import ApiError
 from server.fleet import Fleet, follow
+from server.memory import Memory, keep
 from server.metrics import Metrics
 from server.relay import Message, Receive, Send, upstream_client
 from server.routes import inference, native
@@ -55,8 +56,11 @@ class Front:
         await response(scope, receive, send)
 
 
-def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> Front:
+def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None, memory: Memory | None = None) -> Front:
     """Put the front end together. `fleet` is watched while the application runs; `app.state.weft` is its `State`."""
+    if memory is not None:
+        for wrong in core.scheduler.knowledge.restore(memory.read()):
+            log.warning("what was learned could not be read", what=wrong)
     metrics, responses = Metrics(core), ResponseIndex()
     core.watchers += [metrics.watch, responses.watch, step_log.watch]
     if trace is not None:
@@ -65,8 +69,10 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None) -> F
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with upstream_client() as client:
-            app.state.weft = State(core, keys, client, responses)
+            app.state.weft = State(core, keys, client, responses, memory)
             tasks = [asyncio.create_task(core.tick()), asyncio.create_task(follow(fleet, core, client))]
+            if memory is not None:
+                tasks.append(asyncio.create_task(keep(core, memory)))
             try:
                 yield
             finally:

@@ -25,6 +25,7 @@ from server.core import Core
 from server.engine import EngineSpec
 from server.fleet import Attached, Fleet
 from server.local_ray import LocalRay
+from server.memory import Memory
 from server.ray_fleet import RayFleet, end_workers, list_workers
 from server.relay import SLOW_READER_SECONDS
 from server.trace import Trace
@@ -103,7 +104,8 @@ async def _serve(settings: Settings, keys: Keys, fleet: Fleet, listening: socket
     core = Core()
     trace = Trace(settings.trace_dir) if settings.trace_dir else None
     told = asyncio.Event()
-    server = _Server(build(core, keys, fleet, trace), told.set)
+    memory = Memory(settings.home / "memory" / f"{settings.port}.sqlite")
+    server = _Server(build(core, keys, fleet, trace, memory), told.set)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from server.auth import Keys, Tenant
 from server.core import Core
 from server.errors import ApiError
+from server.memory import Memory, save
 from server.stored import ResponseIndex
 
 
@@ -21,6 +22,12 @@ class State:
     keys: Keys
     client: aiohttp.ClientSession
     responses: ResponseIndex
+    memory: Memory | None = None
+
+    async def save(self) -> None:
+        """Keep what is known over a restart, at once."""
+        if self.memory is not None:
+            await save(self.core, self.memory)
 
 
 def state_of(request: Request) -> State:

@@ -12,6 +12,8 @@ from starlette.requests import Request
 
 from scheduler import view
 from scheduler.events import WorkflowFinished
+from scheduler.template import Template
+from server.call import parse_object, read_body
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.state import authenticate, state_of
@@ -51,6 +53,15 @@ class WorkflowList(BaseModel):
     workflows: list[WorkflowRow]
 
 
+class Returns(BaseModel):
+    """When a waiting session's next step is expected: quantiles of the gap in seconds, and that it never comes."""
+
+    p50: float
+    p90: float
+    p99: float
+    never: float
+
+
 class SessionRow(BaseModel):
     """One growing context of a workflow."""
 
@@ -59,6 +70,7 @@ class SessionRow(BaseModel):
     parent: str | None
     worker: str | None
     state: str
+    returns: Returns | None
 
 
 class StepRow(BaseModel):
@@ -84,8 +96,41 @@ class StepRow(BaseModel):
     decision: str | None
 
 
+class RoleAhead(BaseModel):
+    """When a role runs next: in steps and seconds at the earliest, None where it cannot; and how likely it does."""
+
+    steps_to_execution: float | None
+    next_use_seconds: float | None
+    probability: float
+
+
+class AheadRow(BaseModel):
+    """What is expected of a workflow from now on, as its template has it; `confidence` is in 0..1."""
+
+    template: str
+    declared: bool
+    confidence: float
+    steps: float
+    prompt_tokens: float
+    output_tokens: float
+    work_seconds: float
+    critical_seconds: float
+    critical_path: list[str]
+    roles: dict[str, RoleAhead]
+
+
+class TemplateRow(BaseModel):
+    """How the runs of one agent program go. `declared` by a client, or learned from its runs."""
+
+    name: str
+    declared: bool
+    nodes: dict[str, dict[str, Any]]
+    edges: list[dict[str, Any]]
+    starts: list[str]
+
+
 class WorkflowDetail(BaseModel):
-    """A workflow's run graph."""
+    """A workflow's run graph, and what is ahead of it."""
 
     workflow: str
     tenant: str
@@ -93,6 +138,7 @@ class WorkflowDetail(BaseModel):
     state: str
     sessions: list[SessionRow]
     steps: list[StepRow]
+    ahead: AheadRow | None
 
 
 class WorkerRow(BaseModel):
@@ -135,14 +181,72 @@ async def workflows(request: Request, limit: Annotated[int, Query(ge=1, le=1000)
     return WorkflowList(workflows=[WorkflowRow(**view.summary(w)) for w in found])
 
 
+_NAME = {"type": "string", "minLength": 1, "maxLength": 256}
+_AMOUNT = {"type": ["number", "null"], "minimum": 0, "maximum": 1e9}
+_NODE = {
+    "join": {"anyOf": [{"enum": ["any", "all"]}, {"type": "number", "minimum": 1, "maximum": 1e6}]},
+    "fork": {"enum": ["one", "all"]},
+    **dict.fromkeys(("prompt_tokens", "output_tokens", "seconds"), _AMOUNT),
+    "model": _NAME,
+}
+_EDGE = {
+    "from": _NAME,
+    "to": _NAME,
+    "probability": {"type": "number", "minimum": 0, "maximum": 1},
+    "gap_seconds": _AMOUNT,
+    "count": {"type": "number", "minimum": 1, "maximum": 10_000},
+}
+
+
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+
+
+_TEMPLATE = _object(
+    {
+        "nodes": {"type": "object", "minProperties": 1, "maxProperties": 1000, "additionalProperties": _object(_NODE)},
+        "edges": {"type": "array", "maxItems": 10_000, "items": _object(_EDGE, "from", "to")},
+        "starts": {"type": "array", "minItems": 1, "items": _NAME},
+    },
+    "nodes",
+)
+_DECLARATION = {"requestBody": {"required": True, "content": {"application/json": {"schema": _TEMPLATE}}}}
+
+
+@native.put("/v1/workflows/templates/{name}", responses=_errors(400, 401, 413), openapi_extra=_DECLARATION)
+async def declare(request: Request, name: str) -> TemplateRow:
+    """Declare how the runs of `name` go. It wins over what is learned, at once, also for runs under way."""
+    tenant, state = authenticate(request), state_of(request)
+    document = parse_object(await read_body(request))
+    try:
+        template = Template.parse(name, document)
+        state.core.scheduler.knowledge.declare(tenant.name, template)
+    except ValueError as error:
+        raise ApiError(400, str(error), str(error).partition(":")[0]) from None
+    await state.save()
+    return TemplateRow(name=name, declared=True, **template.document())
+
+
+@native.get("/v1/workflows/templates/{name}", responses=_errors(401, 404))
+async def template_detail(request: Request, name: str) -> TemplateRow:
+    """A template: as it was declared, else as far as it is learned."""
+    tenant, knowledge = authenticate(request), state_of(request).core.scheduler.knowledge
+    found = knowledge.template(tenant.name, name)
+    if found is None:
+        raise ApiError(404, f"No template {name!r} is known.")
+    template, declared = found
+    return TemplateRow(name=name, declared=declared, **template.document())
+
+
 @native.get("/v1/workflows/{workflow:path}", responses=_errors(401, 404))
 async def workflow_detail(request: Request, workflow: str) -> WorkflowDetail:
     """One workflow: its sessions, its steps, what each followed and why it went where it went."""
     tenant = authenticate(request)
-    found = state_of(request).core.scheduler.graph.get(tenant.name, workflow)
+    scheduler = state_of(request).core.scheduler
+    found = scheduler.graph.get(tenant.name, workflow)
     if found is None:
         raise ApiError(404, f"No workflow {workflow!r} is known.")
-    return WorkflowDetail(**view.detail(found))
+    return WorkflowDetail(**view.detail(found, scheduler.knowledge))
 
 
 @native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404))

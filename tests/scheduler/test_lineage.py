@@ -394,6 +394,6 @@ def test_the_owner_names_branch_and_role_and_nothing_of_the_client(runs: Runs) -
 def test_the_view_shows_tools_gaps_and_branches(runs: Runs) -> None:
     one = runs.call([user("a")], "", ToolCall("c1", "look", "{}"))
     runs.call([user("a"), asks("c1"), result("c1", "x")])
-    told = view.detail(runs.step(one).session.workflow)
+    told = view.detail(runs.step(one).session.workflow, runs.scheduler.knowledge)
     assert [step["tools"] for step in told["steps"]] == [["look"], []]
     assert told["steps"][1]["gap_seconds"] == pytest.approx(5.1)

@@ -1,0 +1,107 @@
+"""Positions: where a run stands in its template, kept up to date as its steps come and go."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scheduler.template import ONE, Key, Template
+
+MOST_STEPS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How many steps of each role run, and what those that finished are still to bring; all numbers are positive.
+
+    `finished`: steps per role that no step follows yet. `open`: tokens per edge still expected of a fan-out of which
+    some steps have come.
+    """
+
+    running: Mapping[str, int] = field(default_factory=dict)
+    finished: Mapping[str, int] = field(default_factory=dict)
+    open: Mapping[Key, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """`followers`: steps per role that follow it; `closed` where no more are expected."""
+
+    role: str
+    after: tuple[str, ...]
+    running: bool = True
+    followers: dict[str, int] = field(default_factory=dict)
+    closed: bool = False
+
+
+class Progress:
+    """The steps of one run that matter for what comes next: those that run, and those not all of whose followers came.
+
+    Steps that follow the same one come together: when the first of them finishes, no more are expected. At most 1024
+    steps are kept, the oldest forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._steps: OrderedDict[str, _Step] = OrderedDict()
+
+    def came(self, step: str, role: str, after: Sequence[str]) -> tuple[list[str], list[set[str]]]:
+        """A step has come that follows others. Returns those's roles, and the roles that followed each before it."""
+        sources = [one for name in after if (one := self._steps.get(name))]
+        roles = [one.role for one in sources]
+        siblings = [set(one.followers) for one in sources]
+        for one in sources:
+            one.followers[role] = one.followers.get(role, 0) + 1
+            for name in one.after:
+                self._steps.pop(name, None)
+        self._steps[step] = _Step(role, tuple(after))
+        if len(self._steps) > MOST_STEPS:
+            self._steps.popitem(last=False)
+        return roles, siblings
+
+    def finished(self, step: str) -> None:
+        """A step has ended well."""
+        if one := self._steps.get(step):
+            one.running = False
+            for name in one.after:
+                if source := self._steps.get(name):
+                    source.closed = True
+
+    def failed(self, step: str) -> None:
+        """A step has failed: it counts for nothing, and the step that repeats it follows the same ones."""
+        one = self._steps.pop(step, None)
+        for name in one.after if one else ():
+            if one and (source := self._steps.get(name)):
+                source.followers[one.role] -= 1
+                if not source.followers[one.role]:
+                    del source.followers[one.role]
+
+    def leaves(self) -> list[str]:
+        """The roles of the steps that nothing follows: where the lines of the run end, when the run does."""
+        return [one.role for one in self._steps.values() if not one.followers]
+
+    def position(self, template: Template) -> Position:
+        """Where the run stands in this template. O(steps kept)."""
+        running: dict[str, int] = {}
+        finished: dict[str, int] = {}
+        opened: dict[Key, float] = {}
+        for one in self._steps.values():
+            if one.running:
+                running[one.role] = running.get(one.role, 0) + 1
+            elif not one.followers:
+                finished[one.role] = finished.get(one.role, 0) + 1
+            elif not one.closed:
+                for key, tokens in _missing(one, template):
+                    opened[key] = opened.get(key, 0.0) + tokens
+        return Position(running, finished, opened)
+
+
+def _missing(step: _Step, template: Template) -> list[tuple[Key, float]]:
+    """Tokens that a fan-out has not brought yet: of the edge taken where it is a choice, else of all its edges."""
+    missing = []
+    for edge in template.leaving(step.role):
+        came = step.followers.get(edge.target, 0)
+        tokens = edge.count - came if came else edge.probability * edge.count
+        if tokens > 0 and (came or template.nodes[step.role].fork != ONE):
+            missing.append(((edge.source, edge.target), tokens))
+    return missing
