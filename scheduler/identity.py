@@ -132,9 +132,10 @@ def _metadata(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
     after = metadata.get("after")
     return _claim(
         workflow=_first(metadata, "workflow_id"),
+        session=_first(metadata, "session_id"),
         role=_first(metadata, "node"),
         template=_first(metadata, "workflow"),
-        after=tuple(filter(None, map(clean, after.split(",")))) if isinstance(after, str) else (),
+        after=tuple(filter(None, (clean(name.strip()) for name in after.split(",")))) if isinstance(after, str) else (),
         join=_first(metadata, "join"),
     )
 
@@ -239,6 +240,11 @@ EXPLICIT: tuple[tuple[str, str, Rule], ...] = (
     ("agentic_context", "vllm_xargs", _agentic_context),
     ("nvext", "nvext", _nvext),
     ("metadata", "metadata", _metadata),
+    (
+        "litellm_session_id",
+        "litellm_session_id",
+        lambda headers, body: _claim(session=_first(body, "litellm_session_id")),
+    ),
 )
 """Rules on the body: name, the field without which it need not be asked, and the rule."""
 

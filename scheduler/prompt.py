@@ -81,10 +81,11 @@ def read(tenant: str, body: Mapping[str, Any]) -> Prompt | None:
 
     At most the first `LONGEST_CHAIN` messages count.
     """
-    items = body.get("messages", body.get("input"))
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
-    if not isinstance(items, list) or not items:
+    items = body.get("messages")
+    if items is None:
+        told = body.get("input")
+        items = [{"role": "user", "content": told}] if isinstance(told, str) else told
+    if not isinstance(items, list):
         return None
     system = [_text(body[name]) for name in ("system", "instructions") if body.get(name)]
     known: dict[str, str] = {}
@@ -96,6 +97,8 @@ def read(tenant: str, body: Mapping[str, Any]) -> Prompt | None:
             system.append(_text(item.get("content")))
         else:
             messages += _messages(tenant, item, known)
+    if not messages:
+        return None
     links: list[int] = []
     link = b"%d" % _digest(tenant)
     for message in messages:

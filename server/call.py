@@ -25,6 +25,7 @@ STEERING = frozenset({
     "session_id", "priority", "request_id", "kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode",
 })  # fmt: skip
 """Body fields that steer the engine: Weft's own, dropped from clients that are not trusted."""
+_HIDDEN = STEERING | {"agentic_context"}
 
 _NOT_FORWARDED = frozenset({
     "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
@@ -130,6 +131,13 @@ def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
 def owned_headers(call: Call, owner: str) -> dict[str, str]:
     """The headers of the request to the worker. The client's request id stays here: the engine aborts by it."""
     return {**call.headers, "x-session-id": owner, "x-request-id": call.id}
+
+
+def owned_body(call: Call, owner: str) -> bytes:
+    """The body for a worker that does not read the session from the header."""
+    xargs = call.fields.get("vllm_xargs")
+    kept = {k: v for k, v in xargs.items() if k not in _HIDDEN} if isinstance(xargs, dict) else {}
+    return _splice(call.body, {"vllm_xargs": {**kept, "session_id": owner}})
 
 
 def outgoing(raw: bytes, fields: Mapping[str, Any], tenant: Tenant, added: Mapping[str, Any] | None = None) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from server.errors import ApiError
 log = structlog.get_logger("weft")
 
 FALLBACK = "core-failed, fewest-attempts"
+SESSION_HEADER = (0, 32)
+_RELEASE = re.compile(r"(\d+)\.([1-9]\d+)")  # 0.1.dev: built from a source tree, of any age
 
 
 def bearer(api_key: str | None) -> dict[str, str]:
@@ -55,6 +58,12 @@ class Endpoint:
     def models(self) -> tuple[str, ...]:
         """The ids it serves: the model and its adapters."""
         return tuple(card["id"] for card in self.cards)
+
+    @property
+    def reads_session_header(self) -> bool:
+        """Whether its vLLM takes a request's session from `X-Session-ID`; older ones from `vllm_xargs` alone."""
+        numbers = _RELEASE.match(self.version)
+        return numbers is None or (int(numbers[1]), int(numbers[2])) >= SESSION_HEADER
 
 
 @dataclass(slots=True, eq=False)

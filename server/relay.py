@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from scheduler.actions import Dispatch, Reject
 from server import errors, sse
-from server.call import Call, owned_headers
+from server.call import Call, owned_body, owned_headers
 from server.core import Attempt, Core, Endpoint, bearer
 from server.dialects import split
 from server.errors import ApiError
@@ -109,10 +109,11 @@ class Exchange(Response):
             raise WorkerLost("the worker is down")
         headers = owned_headers(self.call, action.owner) | bearer(endpoint.api_key)
         url = endpoint.url + self.call.path
+        body = self.call.body if endpoint.reads_session_header else owned_body(self.call, action.owner)
         try:
             async with asyncio.timeout(None) as limit:
                 attempt.cut = partial(self._cut, limit)
-                async with self.client.post(url, data=self.call.body, headers=headers) as upstream:
+                async with self.client.post(url, data=body, headers=headers) as upstream:
                     attempt.status = upstream.status
                     if upstream.content_type == "text/event-stream":
                         return await self._stream(upstream, endpoint)

@@ -39,6 +39,7 @@ class FakeWorker:
     cancelled: int = 0
     healthy: bool = True
     hung: bool = False
+    version: str = "0.32.0"
     url: str = ""
     speak: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {"role": "assistant", "content": "hello"}
 
@@ -78,7 +79,7 @@ class FakeWorker:
         return web.json_response({"object": "list", "data": cards})
 
     async def _version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": "0.32.0"})
+        return web.json_response({"version": self.version})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text='vllm:cache_config_info{block_size="16",num_gpu_blocks="101"} 1.0\n')

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.events import Usage
+from scheduler.prompt import Answer, ToolCall
 from server import sse
-from server.dialects import Chat, Completions, Messages, Responses
+from server.dialects import LONGEST_ANSWER, Chat, Completions, Dialect, Messages, Responses
 from tests.fake_worker import chat_events
 
 
@@ -116,3 +117,66 @@ def test_an_error_in_a_workers_stream_is_noticed_and_passed(dialect: type) -> No
     event = b'event: error\ndata: {"type":"error","error":{"type":"x","message":"boom"},"message":"boom"}\n\n'
     assert reader.feed(event) == event
     assert reader.error == "boom"
+
+
+def said(dialect: Dialect, events: list[dict]) -> Answer:
+    for event in events:
+        name = f"event: {event['type']}\n" if "type" in event else ""
+        dialect.feed(f"{name}data: {json.dumps(event)}\n\n".encode())
+    return dialect.answer
+
+
+def test_what_a_chat_stream_says_is_put_together() -> None:
+    def delta(index: int = 0, **fields: object) -> dict:
+        return {"choices": [{"index": index, "delta": fields}]}
+
+    def call(index: int, arguments: str, **more: object) -> dict:
+        return delta(tool_calls=[{"index": index, "function": {"arguments": arguments, **more}, "id": None}])
+
+    events = [delta(reasoning="hm"), delta(content="I "), delta(1, content="other choice"), delta(content="look.")]
+    start = {"index": 0, "id": "c1", "function": {"name": "look", "arguments": ""}}
+    events += [delta(tool_calls=[start]), call(0, '{"at":'), call(0, ' "door"}')]
+    events += [delta(tool_calls=[{**start, "index": 1, "id": "c2"}]), call(1, "{}")]
+    expected = Answer("I look.", (ToolCall("c1", "look", '{"at": "door"}'), ToolCall("c2", "look", "{}")))
+    assert said(Chat(), events) == expected
+    message = {"content": "I look.", "reasoning": "hm", "tool_calls": [
+        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "door"}'}},
+        {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}}]}  # fmt: skip
+    whole = Chat()
+    whole.read_whole({"choices": [{"index": 0, "message": message}]})
+    assert whole.answer == expected
+
+
+def test_what_a_message_says_is_put_together() -> None:
+    events = [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "I look."}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "id": "t1", "name": "look"}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": '{"a":1}'}},
+    ]
+    expected = Answer("I look.", (ToolCall("t1", "look", '{"a":1}'),))
+    assert said(Messages(), events) == expected
+    whole = Messages()
+    blocks = [{"type": "text", "text": "I look."}, {"type": "tool_use", "id": "t1", "name": "look", "input": {"a": 1}}]
+    whole.read_whole({"content": blocks})
+    assert whole.answer == expected
+
+
+def test_what_a_response_says_is_read_off_its_end() -> None:
+    output = [
+        {"type": "reasoning", "content": [{"text": "hm"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "f1", "name": "look", "arguments": "{}"},
+    ]
+    events = [{"type": "response.output_text.delta", "delta": "I look."},
+              {"type": "response.completed", "response": {"id": "r", "status": "completed", "output": output}}]  # fmt: skip
+    assert said(Responses(), events) == Answer("I look.", (ToolCall("f1", "look", "{}"),))
+
+
+def test_of_a_very_long_answer_the_beginning_is_kept_and_the_rest_is_relayed_unread() -> None:
+    chat = Chat()
+    chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 1000}}]}).encode()
+    for _ in range(100):
+        assert chat.feed(b"data: " + chunk + b"\n\n") == b"data: " + chunk + b"\n\n"
+    assert LONGEST_ANSWER <= len(chat.answer.text) < LONGEST_ANSWER + 1000

@@ -407,3 +407,17 @@ async def test_the_workers_key_is_sent_and_the_clients_is_not(start: Start) -> N
     seen = weft.workers[0].received[0].headers
     assert seen["authorization"] == "Bearer inner"
     assert "x-api-key" not in seen
+
+
+@pytest.mark.parametrize(("version", "in_body"), [("0.24.1", True), ("0.32.0+cpu", False), ("0.1.dev17+g1a2b", False)])
+async def test_the_owner_reaches_engines_that_do_not_read_its_header(start: Start, version: str, in_body: bool) -> None:
+    worker = FakeWorker(version=version)
+    weft = await start(worker)
+    xargs = {"mine": 1, "session_id": "steering", "agentic_context": {"program_id": "p", "agent_role": "planner"}}
+    async with weft.chat(vllm_xargs=xargs) as answer:
+        assert answer.status == 200
+    (seen,) = worker.received
+    owner = seen.headers["x-session-id"]
+    branch, role = owner.split(".")
+    assert branch[0] == "b" and role[0] == "r" and "planner" not in role  # noqa: PT018
+    assert seen.fields["vllm_xargs"] == {"mine": 1} | ({"session_id": owner} if in_body else {})
