@@ -18,27 +18,52 @@ import orjson
 
 from scheduler.events import StepArrived, StepFinished, Usage, WorkerUp
 from scheduler.identity import Identity, resolve
+from scheduler.prompt import Answer, read
 from scheduler.scheduler import Scheduler
 from scheduler.segments import chain
 
 STEPS = 20_000
+TURN = 700  # bytes of a message, of which a turn has two
+
+
+def scheduler(workers: int) -> Scheduler:
+    """A scheduler over so many workers."""
+    made = Scheduler()
+    for index in range(workers):
+        made.handle(WorkerUp(f"w{index}", "m", ("m",), "1", 1_000_000), 0.0)
+    return made
 
 
 def core(sessions: int, workers: int) -> Scheduler:
-    """A scheduler with so many live sessions, one finished step each."""
-    scheduler = Scheduler()
-    for index in range(workers):
-        scheduler.handle(WorkerUp(f"w{index}", "m", ("m",), "1", 1_000_000), 0.0)
+    """A scheduler with so many live sessions that their clients name, one finished step each."""
+    made = scheduler(workers)
     for index in range(sessions):
-        step(scheduler, f"warm-{index}", f"session-{index}", 0.0)
-    return scheduler
+        step(made, f"warm-{index}", f"session-{index}", 0.0)
+    return made
 
 
-def step(scheduler: Scheduler, name: str, session: str, now: float) -> None:
-    """One step, from arrival to end."""
+def step(made: Scheduler, name: str, session: str, now: float) -> None:
+    """One step of a session with a name, from arrival to end."""
     who = Identity(tenant="t", session=session, rule="x-session-id")
-    scheduler.handle(StepArrived(name, "m", who), now)
-    scheduler.handle(StepFinished(name, Usage(1000, 900, 50), "stop"), now)
+    made.handle(StepArrived(name, "m", who), now)
+    made.handle(StepFinished(name, Usage(1000, 900, 50), "stop"), now)
+
+
+def conversation(session: int, turns: int) -> list[dict[str, str]]:
+    """The messages of a session's call after so many turns."""
+    messages = [{"role": "system", "content": "You are an agent."}]
+    for turn in range(turns):
+        messages.append({"role": "user", "content": f"{session} result {turn} " + "w" * TURN})
+        messages.append({"role": "assistant", "content": f"{session} thought {turn} " + "w" * TURN})
+    return [*messages, {"role": "user", "content": f"{session} result {turns} " + "w" * TURN}]
+
+
+def nameless(made: Scheduler, name: str, session: int, turn: int, now: float) -> None:
+    """One step of a session that nobody names, from its parsed body to its end."""
+    prompt = read("t", {"messages": conversation(session, turn)})
+    made.handle(StepArrived(name, "m", Identity(tenant="t"), None, prompt), now)
+    answer = Answer(f"{session} thought {turn} " + "w" * TURN)
+    made.handle(StepFinished(name, Usage(1000, 900, 50), "stop", answer), now)
 
 
 def timed(work: Any, count: int) -> dict[str, float]:
@@ -53,42 +78,84 @@ def timed(work: Any, count: int) -> dict[str, float]:
     return {"p50_us": round(cuts[49], 1), "p99_us": round(cuts[98], 1)}
 
 
-def bytes_per_session(sessions: int) -> int:
-    """Memory of an idle session with its workflow and one step, in bytes."""
+def bytes_per_session(sessions: int, turns: int) -> int:
+    """Memory of an idle session that nobody names, with its workflow, after so many turns, in bytes."""
     gc.collect()
     tracemalloc.start()
-    kept = core(sessions, 4)
+    made = scheduler(4)
+    before, _ = tracemalloc.get_traced_memory()
+    for session in range(sessions):
+        for turn in range(turns):
+            nameless(made, f"{session}/{turn}", session, turn, session * 0.001)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(kept.graph.live) == sessions
-    return used // sessions
+    assert len(made.graph.live) == sessions
+    return (used - before) // sessions
 
 
 def body(size: int) -> bytes:
-    """A chat request of about `size` bytes, in messages of 2 KB."""
-    messages = [{"role": "user", "content": "word " * 400} for _ in range(size // 2000)]
-    return orjson.dumps({"model": "m", "messages": messages})
+    """A chat request of about `size` bytes, in messages of 2 KB, every other with a tool call."""
+    call = {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "f", "arguments": orjson.dumps({"a": "x" * 1900}).decode()},
+    }
+    made: list[dict[str, Any]] = [{"role": "system", "content": "word " * 100}]
+    for index in range(max(1, size // 4000)):
+        made.append({"role": "user", "content": f"{index} " + "word " * 400})
+        made.append({"role": "assistant", "content": None, "tool_calls": [call]})
+    return orjson.dumps({"model": "m", "messages": made})
+
+
+def identify(raw: bytes) -> None:
+    """All that is done with a body to know whose it is, from its bytes on."""
+    fields = orjson.loads(raw)
+    resolve("t", {"user-agent": "x"}, fields)
+    read("t", fields)
+
+
+def continuing(made: Scheduler, sessions: int) -> Any:
+    """Work for `timed`: the core's part of the next step of a session without a name; prompts are read beforehand."""
+    prompts = [read("t", {"messages": conversation(index, 1)}) for index in range(STEPS // 4)]
+    stride = max(1, sessions // len(prompts))
+    for index in range(sessions):
+        nameless(made, f"first-{index}", index // stride if index % stride == 0 else 10**9 + index, 0, 0.0)
+
+    def work(index: int) -> None:
+        prompt = prompts[index]
+        made.handle(StepArrived(f"s{index}", "m", Identity(tenant="t"), None, prompt), 1.0)
+        made.handle(StepFinished(f"s{index}", Usage(1000, 900, 50), "stop", Answer("an answer of some words")), 1.0)
+
+    return work
 
 
 def measure(sessions: int) -> dict[str, Any]:
     """All figures."""
     few, many, fleet = core(100, 4), core(sessions, 4), core(0, 64)
-    raw = body(400_000)
-
-    def read(_: int) -> None:
-        fields = orjson.loads(raw)
-        resolve("t", {"x-session-id": "s", "user-agent": "x"}, fields)
-
-    return {
-        "continuing step, 100 live sessions": timed(lambda i: step(few, f"s{i}", f"session-{i % 100}", 1.0), STEPS),
-        f"continuing step, {sessions} live sessions": timed(
+    small, large = body(4_000), body(400_000)
+    told: dict[str, Any] = {
+        "named step, 100 live sessions": timed(lambda i: step(few, f"s{i}", f"session-{i % 100}", 1.0), STEPS),
+        f"named step, {sessions} live sessions": timed(
             lambda i: step(many, f"s{i}", f"session-{i % sessions}", 1.0), STEPS
         ),
         "new step over 64 workers": timed(lambda i: step(fleet, f"s{i}", f"new-{i}", 1.0), STEPS // 4),
-        "parse and identify 400 KB": timed(read, 200),
-        "chain of segments of 400 KB": timed(lambda _: chain(orjson.loads(raw)), 200),
-        "bytes per idle session": bytes_per_session(sessions),
     }
+    del few, many, fleet
+    for live in (sessions, 10 * sessions):
+        made = scheduler(4)
+        told[f"nameless step, {live} live sessions"] = timed(continuing(made, live), STEPS // 4)
+        assert len(made.graph.live) >= live
+    told |= {
+        "parse and identify 4 KB": timed(lambda _: identify(small), 2000),
+        "parse and identify 400 KB": timed(lambda _: identify(large), 200),
+        "parse 400 KB": timed(lambda _: orjson.loads(large), 200),
+        "chain of segments of 400 KB (trace only)": timed(lambda _: chain(orjson.loads(large)), 200),
+        "bytes per idle session, 1 step": bytes_per_session(2000, 1),
+        "bytes per idle session, 21 steps": bytes_per_session(500, 21),
+    }
+    of_messages = told["bytes per idle session, 21 steps"] - told["bytes per idle session, 1 step"]
+    told["bytes per message"] = round(of_messages / 40)
+    return told
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from scheduler.actions import Decision
 from scheduler.estimates import Past
 from scheduler.events import Usage
+from scheduler.handover import Source
 from scheduler.position import Progress
 from scheduler.prompt import shorten
 
@@ -88,7 +89,7 @@ class Branch:
 class Session:
     """One growing context. `seats` says, per pool, on which (worker, incarnation) its KV lies.
 
-    `marks` and `recent` are what lineage knows it by, to be forgotten with it.
+    `marks`, `recent` and `outputs` are what lineage knows it by, to be forgotten with it.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Session:
     ended: bool = False
     gone: bool = False
     named: bool = False
+    outputs: list[Source] = field(default_factory=list)
     marks: array[int] = field(default_factory=lambda: array("Q"))
     recent: array[int] = field(default_factory=lambda: array("Q"))
 
@@ -117,8 +119,8 @@ class Session:
 class Workflow:
     """One run of an agent program: sessions that share a root. `named` where the client gave the name.
 
-    `progress` is where the run stands in its template; `repeats` says which step a step repeats; `over` that its end has
-    been learned from.
+    `progress` is where the run stands in its template; `repeats` says which step a step repeats; `over` that its end
+    has been learned from.
     """
 
     id: str
@@ -201,7 +203,7 @@ class Graph:
         self.touch(session, now)
 
     def part(self, step: Step, now: float) -> Workflow:
-        """Take a first step that was held to be another run's into a workflow of its own."""
+        """Take a first step that was held to be another run's into a workflow of its own, with whom it called."""
         session, old = step.session, step.session.workflow
         workflow = self.workflow(old.tenant, f"w-{step.id}-twin", now, named=False)
         workflow.arrived, workflow.template = step.arrived, old.template
@@ -218,8 +220,25 @@ class Graph:
             session.branches[0].last = next((s for s in reversed(old.steps) if s.session is session), None)
         step.branch = made.branches[0]
         step.branch.last = step
+        self._follow(step, old, session)
         self.touch(made, now)
         return workflow
+
+    def _follow(self, step: Step, old: Workflow, sibling: Session) -> None:
+        """The sessions that began after a step go with it, and those that they called."""
+        workflow, moved = step.session.workflow, {step.session}
+        for other in list(old.steps):
+            begins = other.after and (other.after[0] == step.id or other.session.parent in {s.id for s in moved})
+            if begins and other.session not in moved and other.session is not sibling:
+                moved.add(other.session)
+                del old.sessions[other.session.id]
+                workflow.sessions[other.session.id] = other.session
+                other.session.workflow = workflow
+                if other.session.parent == sibling.id:
+                    other.session.parent = step.session.id
+        theirs = [other for other in old.steps if other.session in moved]
+        old.steps = deque(other for other in old.steps if other.session not in moved)
+        workflow.steps.extend(theirs)
 
     def adopt(self, child: Workflow, into: Workflow, parent: str | None) -> None:
         """The child turned out to be a part of another workflow: its sessions and steps move there."""

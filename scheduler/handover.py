@@ -1,7 +1,8 @@
 """Whose output is in this prompt: edges between agents that pass text on, found by the text itself.
 
-An output counts as handed over only as a whole: cut at punctuation, all its longer parts must be in one message.
-Parts are compared, not kept: at most `PARTS` hashes an output, at most `KEPT` outputs.
+An output counts as handed over only as a whole: cut at punctuation, all its longer parts must be in one message, and
+not all of them in an earlier prompt: a model that quotes what it has read says nothing of its own.
+Parts are compared, not kept: at most `PARTS` hashes an output, of each session only the latest, at most `KEPT` in all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import orjson
@@ -16,7 +18,7 @@ import orjson
 from scheduler.prompt import Answer
 
 if TYPE_CHECKING:
-    from scheduler.graph import Branch, Workflow
+    from scheduler.graph import Branch, Step, Workflow
 
 KEPT = 20_000
 PARTS = 8
@@ -25,6 +27,7 @@ SHORTEST_WHOLE = 32  # a message that is nothing but the output
 SHORTEST_QUOTED = 64  # an output among other text
 SHORTEST_TASK = 16  # an argument of a tool call that has not been answered, as a message of its own
 SHORTEST_QUOTED_TASK = 40
+READ = 65_536  # parts of prompts that are remembered
 MOST_SOURCES = 4  # outputs that share a part; beyond, the part is a phrase and says nothing
 LONGEST_SEARCHED = 65_536
 _CUTS = str.maketrans(dict.fromkeys("\r.!?;:,\"'`*#|<>()[]{}\\", "\n"))
@@ -32,7 +35,10 @@ _CUTS = str.maketrans(dict.fromkeys("\r.!?;:,\"'`*#|<>()[]{}\\", "\n"))
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """An output of a step: its text, or (`task`) a string among the arguments of a tool call that it made."""
+    """An output of a step: its text, or (`task`) a string among the arguments of a tool call that it made.
+
+    `quoted`: all of it had been in prompts before, so that to find it among other text says nothing.
+    """
 
     step: str
     branch: Branch
@@ -40,6 +46,19 @@ class Source:
     whole: int
     parts: frozenset[int]
     length: int
+    quoted: bool
+    link: int
+
+    @property
+    def words(self) -> frozenset[int]:
+        """Equal for outputs that cannot be told apart."""
+        return self.parts or frozenset((self.whole,))
+
+    @property
+    def waits(self) -> bool:
+        """Whether its branch has not gone on since."""
+        last = self.branch.last
+        return last is not None and (last.id == self.step or last.link == self.link != 0)
 
 
 class Handovers:
@@ -49,13 +68,18 @@ class Handovers:
         self._kept = kept
         self._sources: OrderedDict[Source, None] = OrderedDict()
         self._by_part: dict[int, tuple[Source, ...]] = {}
+        self._read: dict[int, None] = {}
 
-    def offer(self, step: str, branch: Branch, answer: Answer) -> None:
-        """Remember what a step has put out."""
-        self._add(step, branch, answer.text, False)
+    def offer(self, step: Step, answer: Answer, beside: bool) -> None:
+        """Remember what a step has put out, in place of what its session put out before, or `beside` it."""
+        if not beside:
+            for source in step.session.outputs:
+                self.forget(source)
+            step.session.outputs = []
+        self._add(step, answer.text, False)
         for call in answer.calls:
             for text in _strings(call.arguments):
-                self._add(step, branch, text, True)
+                self._add(step, text, True)
 
     def find(self, tenant: str, texts: Iterable[str]) -> list[Source]:
         """The tenant's outputs that are in one of `texts` as a whole, the latest last. Linear in the texts, capped.
@@ -66,16 +90,17 @@ class Handovers:
         left = LONGEST_SEARCHED
         for text in texts:
             text, left = text[:left], left - len(text)
-            hashes = {hash(_plain(text)), *map(hash, _cut(text))}
-            for source in {s: None for part in hashes for s in self._by_part.get(part, ())}:
-                if source.branch.session.workflow.tenant == tenant and self._is_in(source, hashes):
-                    found[source] = None
+            whole, parts = hash(_plain(text)), set(map(hash, _cut(text)))
+            near = {source: None for part in (whole, *parts) for source in self._by_part.get(part, ())}
+            mine = [s for s in near if s.branch.session.workflow.tenant == tenant and _is_in(s, whole, parts)]
+            found.update(dict.fromkeys(mine))
+            self._reads(parts.difference(*(source.parts for source in mine)))
             if left <= 0:
                 break
-        by: dict[int, set[Workflow]] = {}
+        by: dict[frozenset[int], set[Workflow]] = {}
         for source in found:
-            by.setdefault(source.whole, set()).add(source.branch.session.workflow)
-        return [source for source in found if len(by[source.whole]) == 1]
+            by.setdefault(source.words, set()).add(source.branch.session.workflow)
+        return [source for source in found if len(by[source.words]) == 1]
 
     def forget(self, source: Source) -> None:
         """Drop an output."""
@@ -87,23 +112,37 @@ class Handovers:
                 else:
                     self._by_part.pop(part, None)
 
-    def _is_in(self, source: Source, hashes: set[int]) -> bool:
-        if source.whole in hashes:
-            return source.length >= (SHORTEST_TASK if source.task else SHORTEST_WHOLE)
-        enough = source.length >= (SHORTEST_QUOTED_TASK if source.task else SHORTEST_QUOTED)
-        return enough and bool(source.parts) and source.parts <= hashes
+    def _reads(self, parts: set[int]) -> None:
+        """These stood in a prompt and were nobody's output, as far as is known."""
+        self._read.update(dict.fromkeys(parts))
+        for oldest in list(islice(self._read, max(0, len(self._read) - READ))):
+            del self._read[oldest]
 
-    def _add(self, step: str, branch: Branch, text: str, task: bool) -> None:
+    def _add(self, step: Step, text: str, task: bool) -> None:
         plain = _plain(text[:LONGEST_SEARCHED])
         if len(plain) < SHORTEST_TASK:
             return
         longest = sorted(dict.fromkeys(_cut(text[:LONGEST_SEARCHED])), key=len, reverse=True)[:PARTS]
-        source = Source(step, branch, task, hash(plain), frozenset(map(hash, longest)), len(plain))
+        parts, whole = frozenset(map(hash, longest)), hash(plain)
+        quoted = bool(parts) and parts <= self._read.keys()
+        if quoted and not task:
+            return
+        source = Source(step.id, step.branch, task, whole, parts, len(plain), quoted, step.link)
         self._sources[source] = None
+        step.session.outputs.append(source)
         for part in {source.whole, *source.parts}:
             self._by_part[part] = (*self._by_part.get(part, ()), source)[-MOST_SOURCES:]
         if len(self._sources) > self._kept:
             self.forget(next(iter(self._sources)))
+
+
+def _is_in(source: Source, whole: int, parts: set[int]) -> bool:
+    """Whether an output is a text, or a part of it."""
+    if source.whole == whole:
+        return source.length >= (SHORTEST_TASK if source.task else SHORTEST_WHOLE)
+    if source.quoted or not source.parts:
+        return False
+    return source.length >= (SHORTEST_QUOTED_TASK if source.task else SHORTEST_QUOTED) and source.parts <= parts
 
 
 def _plain(text: str) -> str:

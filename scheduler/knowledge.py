@@ -1,4 +1,4 @@
-"""What is known of runs beyond their own steps: templates, declared and learned, and estimates; and what they foretell."""
+"""What is known of runs beyond their own steps: templates, declared and learned, estimates, and what they foretell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scheduler.estimates import Estimates, Place, kind
-from scheduler.foresight import Foresight, Remaining
+from scheduler.expectation import Expectation, Remaining
+from scheduler.foresight import Foresight
 from scheduler.gaps import Gap
 from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.learned import Learned
@@ -48,6 +49,16 @@ class Ahead:
     probability: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A template made ready for evaluation, as long as neither it nor its declaration changes."""
+
+    version: int
+    declared: Template | None
+    foresight: Foresight
+    expectation: Expectation
+
+
 class Knowledge:
     """Learns from every step that arrives and ends. Bounded; soft, but for what `changes` hands out to be kept."""
 
@@ -55,7 +66,7 @@ class Knowledge:
         self.estimates = Estimates()
         self.declared: dict[Key, Template] = {}
         self.learned: OrderedDict[Key, Learned] = OrderedDict()
-        self._ready: OrderedDict[Key, tuple[int, Template | None, Foresight]] = OrderedDict()
+        self._ready: OrderedDict[Key, _Ready] = OrderedDict()
         self._changed: set[tuple[str, Key]] = set()
 
     def declare(self, tenant: str, template: Template) -> None:
@@ -134,15 +145,15 @@ class Knowledge:
     def ahead(self, workflow: Workflow) -> Ahead:
         """What is expected of a run from now on."""
         key = _key(workflow)
-        foresight, declared = self._foresight(key)
-        position = workflow.progress.position(foresight.template)
+        ready = self._evaluated(key)
+        position = workflow.progress.position(ready.foresight.template)
         return Ahead(
             template=key[1],
-            declared=declared,
-            remaining=self._drawn(workflow, foresight.remaining(position)),
-            steps_to_execution=foresight.steps_to_execution(position),
-            next_use_seconds=foresight.next_use(position),
-            probability=foresight.reach(position),
+            declared=ready.declared is not None,
+            remaining=self._drawn(workflow, ready.expectation.remaining(position)),
+            steps_to_execution=ready.foresight.steps_to_execution(position),
+            next_use_seconds=ready.foresight.next_use(position),
+            probability=ready.expectation.reach(position),
         )
 
     def changes(self) -> list[Record]:
@@ -187,17 +198,17 @@ class Knowledge:
         self._changed.add((LEARNED, key))
         return learned
 
-    def _foresight(self, key: Key) -> tuple[Foresight, bool]:
+    def _evaluated(self, key: Key) -> _Ready:
         learned, declared = self.learned.get(key), self.declared.get(key)
         version = learned.version if learned else -1
         kept = self._ready.get(key)
-        if kept is None or kept[0] != version or kept[1] is not declared:
+        if kept is None or kept.version != version or kept.declared is not declared:
             known = self.template(*key)
-            kept = (version, declared, Foresight(known[0] if known else Template(key[1], {}, (), ())))
-            self._ready[key] = kept
+            template = known[0] if known else Template(key[1], {}, (), ())
+            kept = self._ready[key] = _Ready(version, declared, Foresight(template), Expectation(template))
             if len(self._ready) > MOST_TEMPLATES:
                 self._ready.popitem(last=False)
-        return kept[2], declared is not None
+        return kept
 
     def _drawn(self, workflow: Workflow, told: Remaining) -> Remaining:
         """As far as the template is not known, each session goes on as sessions of its role do."""

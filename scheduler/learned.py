@@ -8,7 +8,7 @@ its confidence. No threshold cuts edges off here (SAGA keeps those of 0.7 and mo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ MOST_ROLES, MOST_EDGES = 256, 2048
 PSEUDO = 0.1
 MEMORY = 512.0  # observations of a role, above which old ones count half
 WINDOW = 64.0  # observations over which a mean moves
+FORGOTTEN = 0.1  # observations of an edge, under which it is dropped
 PARALLEL = 1.1  # roles that follow a step, on average, from which its ways out are a fan-out and not a choice
 JOINED = 1.5  # steps that a step follows, on average, from which it is a join
 LOST = 0.2  # share of the steps before a join that nothing follows, from which the join does not wait for all
@@ -192,6 +193,7 @@ class Learned:
             one.resolved, one.ended = one.resolved / 2, one.ended / 2
             for edge in self._out[role].values():
                 edge.fired, edge.tokens = edge.fired / 2, edge.tokens / 2
+            self._cut([(role, target) for target, edge in self._out[role].items() if edge.fired < FORGOTTEN])
 
     def _role(self, role: str) -> _Role:
         if role not in self._roles:
@@ -205,11 +207,17 @@ class Learned:
         return self._edges[source, target]
 
     def _crop(self) -> None:
-        gone = _surplus(self._roles, MOST_ROLES)
-        for key in {*_surplus(self._edges, MOST_EDGES), *(k for k in self._edges if gone and not gone.isdisjoint(k))}:
-            del self._edges[key], self._out[key[0]][key[1]]
-        for role in gone:
-            del self._roles[role], self._out[role]
+        if len(self._roles) > MOST_ROLES:
+            roles = _least(self._roles, MOST_ROLES)
+            self._cut([key for key in self._edges if not roles.isdisjoint(key)])
+            for role in roles:
+                del self._roles[role], self._out[role]
+        if len(self._edges) > MOST_EDGES:
+            self._cut(_least(self._edges, MOST_EDGES))
+
+    def _cut(self, edges: Iterable[Key]) -> None:
+        for source, target in edges:
+            del self._edges[source, target], self._out[source][target]
 
     def dump(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -238,8 +246,6 @@ def _flat(*means: _Mean) -> list[float]:
     return [number for mean in means for number in (mean.value, mean.seen)]
 
 
-def _surplus(used: Mapping[_Name, _Used], most: int) -> set[_Name]:
+def _least(used: Mapping[_Name, _Used], most: int) -> set[_Name]:
     """Of too many, the least used eighth: a newcomer then has time to be used."""
-    if len(used) <= most:
-        return set()
     return set(sorted(used, key=lambda key: used[key].use)[: len(used) - most + most // 8])

@@ -7,7 +7,7 @@ with what answered it, an output handed over as a whole. Where the evidence fits
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.graph import FINISHED, PLACED, Branch, Session, Step, Workflow
 from scheduler.handover import Handovers, Source
@@ -34,6 +34,7 @@ class Sample:
     head: int
     said: int | None = None
     text: str = ""
+    calls: frozenset[int] = frozenset()
     next: int | None = None
 
 
@@ -50,7 +51,8 @@ class Kin:
 
     It continues it, repeats its latest prompt, forks off it, rewrites its history (a compaction), joins its
     workflow as another agent, was spawned by it (its tool call's task), or parts from its run (it was a twin).
-    `known` messages of the prompt are not new; `sample` is the answer that the prompt takes up.
+    `known` messages of the prompt are not new; `sample` is the answer that the prompt takes up; `step` the one that
+    it follows, where that is not the branch's last; `shared` the branch of another agent that has more of its history.
     """
 
     how: str
@@ -59,6 +61,7 @@ class Kin:
     known: int = 0
     sample: Sample | None = None
     shared: Branch | None = None
+    step: str | None = None
 
 
 class Lineage:
@@ -70,16 +73,38 @@ class Lineage:
         self._openings: dict[int, Opening] = {}
         self._calls: dict[int, Branch | None] = {}
         self._exchanges: dict[int, Branch | None] = {}
+        self._sampled: dict[int, Sample] = {}
 
     def find(self, prompt: Prompt, scope: Session | Workflow | None, now: float) -> Kin | None:
-        """The closest kin of a prompt in a session or workflow, or among all the tenant's. Linear in its messages."""
+        """The closest kin of a prompt in a session or workflow, or among all the tenant's. Linear in its messages.
+
+        Where the latest tool call in it that is known was minted in one workflow, only in that one.
+        """
+        named = scope is not None
+        key, minted = self._minted(prompt)
+        if scope is None and minted:
+            scope = minted.session.workflow
+        kin = self._by_history(prompt, scope, now, named)
+        sample = self._sampled.get(key)
+        if sample is None or sample.next is not None or not _within(sample.step.branch, scope):
+            return kin
+        if sample.head != prompt.head or sample.step.link not in prompt.links[:-1]:
+            return kin
+        shared = kin.branch if kin and kin.how == JOINS else kin.shared if kin else None
+        return replace(_from_sample(sample, prompt.links.index(sample.step.link)), shared=shared)
+
+    def _by_history(self, prompt: Prompt, scope: Session | Workflow | None, now: float, named: bool) -> Kin | None:
+        """The closest kin by messages in common, else by a tool call or an exchange of its own."""
         shared: Branch | None = None
         for i in range(len(prompt.links) - 1, -1, -1):
-            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now)
+            link = prompt.links[i]
+            if link not in self._ends and link not in self._openings:
+                continue
+            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now, named)
             if kin and (shared is None or shared.session.workflow is kin.branch.session.workflow):
                 if i == len(prompt.links) - 1:
-                    kin = self._rerun(prompt, kin, scope, now) or kin
-                return Kin(kin.how, kin.rule, kin.branch, kin.known, kin.sample, shared)
+                    kin = self._rerun(prompt, kin, scope, now, named) or kin
+                return replace(kin, shared=shared)
             if kin:
                 break
             shared = shared or self._sharing(prompt, i, scope)
@@ -95,7 +120,9 @@ class Lineage:
         if opening or link in self._openings:
             samples = self._openings.setdefault(link, Opening()).samples
             samples.append(Sample(step, prompt.head))
-            del samples[:-MOST_OPENINGS]
+            if len(samples) > MOST_OPENINGS:
+                for call in samples.pop(0).calls:
+                    self._sampled.pop(call, None)
             self._mark(session, link)
             return
         known = self._ends.get(link, ())
@@ -109,13 +136,27 @@ class Lineage:
     def finished(self, step: Step, answer: Answer) -> None:
         """Remember what a step has put out."""
         tenant = step.session.workflow.tenant
-        for call in answer.calls:
-            self._remember(self._calls, call_key(tenant, call.id, call.name), step.branch)
-        if opening := self._openings.get(step.link):
-            for sample in opening.samples:
-                if sample.step is step:
-                    sample.said, sample.text = said(tenant, answer), answer.text.strip()[:1024]
-        self.handovers.offer(step.id, step.branch, answer)
+        keys = frozenset(call_key(tenant, call.id, call.name) for call in answer.calls)
+        for key in keys:
+            self._remember(self._calls, key, step.branch)
+        opening = self._openings.get(step.link)
+        for sample in opening.samples if opening else ():
+            if sample.step is step:
+                sample.said, sample.text, sample.calls = said(tenant, answer), answer.text.strip()[:1024], keys
+                self._sampled.update(dict.fromkeys(keys, sample))
+        self.handovers.offer(step, answer, beside=opening is not None)
+
+    def parted(self, sample: Sample, session: Session) -> None:
+        """The sample was another run's than that session's, and has a branch of its own now: so have its answers."""
+        branch = sample.step.branch
+        for key in sample.calls:
+            if self._calls.get(key):
+                self._calls[key] = branch
+        mine = [source for source in session.outputs if source.step == sample.step.id]
+        session.outputs = [source for source in session.outputs if source.step != sample.step.id]
+        branch.session.outputs += mine
+        for source in mine:
+            source.branch = branch
 
     def fed(self, prompt: Prompt, known: int) -> list[Source]:
         """The outputs that a prompt's messages after the `known` ones hold as a whole."""
@@ -130,12 +171,17 @@ class Lineage:
             else:
                 self._ends.pop(key, None)
             if opening := self._openings.get(key):
+                for sample in opening.samples:
+                    for call in sample.calls if sample.step.session is session else ():
+                        self._sampled.pop(call, None)
                 opening.samples = [s for s in opening.samples if s.step.session is not session]
                 if not opening.samples:
                     del self._openings[key]
         for key in session.recent:
             self._calls.pop(key, None)
             self._exchanges.pop(key, None)
+        for source in session.outputs:
+            self.handovers.forget(source)
 
     def _at_end(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Kin | None:
         """Kin whose prompt was messages 0 to i, an answer among them."""
@@ -150,7 +196,9 @@ class Lineage:
             Kin(REPEATS, "lineage:repeat", branch, i + 1) if last else Kin(CONTINUES, "lineage:prefix", branch, i + 1)
         )
 
-    def _at_opening(self, prompt: Prompt, i: int, scope: Session | Workflow | None, now: float) -> Kin | None:
+    def _at_opening(
+        self, prompt: Prompt, i: int, scope: Session | Workflow | None, now: float, named: bool
+    ) -> Kin | None:
         """Kin that began with messages 0 to i, if it can be told which."""
         opening = self._openings.get(prompt.links[i])
         if opening is None:
@@ -160,22 +208,18 @@ class Lineage:
         if not mine or (i == len(prompt.links) - 1 and not exact):
             return None
         if i == len(prompt.links) - 1:
-            sample = _sampled_again(exact, now, scope is not None)
+            sample = _sampled_again(exact, now, named)
             return Kin(REPEATS, "lineage:repeat", sample.step.branch, i + 1) if sample else None
-        turn = prompt.messages[i + 1].digest
-        sample = _taken_up(exact or mine, turn, bool(exact))
+        sample = _taken_up(exact or mine, prompt.messages[i + 1], bool(exact))
         if sample is None:
             return None
-        branch = sample.step.branch
-        how = CONTINUES if branch.end == prompt.links[i] else FORKS if sample.next is not None else PARTS
-        rule = {CONTINUES: "lineage:prefix", FORKS: "lineage:fork", PARTS: "lineage:twin"}[how]
-        return Kin(how, rule, branch, i + 1, sample)
+        return _from_sample(sample, i)
 
-    def _rerun(self, prompt: Prompt, old: Kin, scope: Session | Workflow | None, now: float) -> Kin | None:
+    def _rerun(self, prompt: Prompt, old: Kin, scope: Session | Workflow | None, now: float, named: bool) -> Kin | None:
         """The run that has come to a prompt which an older run had word for word: it waits, and is the later one."""
         since = _arrived_at(old.branch, prompt.links[-1])
         for i in range(len(prompt.links) - 2, -1, -1):
-            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now)
+            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now, named)
             if kin and kin.branch.session is not old.branch.session:
                 last = kin.sample.step if kin.sample else kin.branch.last
                 return kin if kin.how == CONTINUES and last and last.arrived > since else None
@@ -192,6 +236,14 @@ class Lineage:
         same = [s.step.branch for s in opening.samples if _within(s.step.branch, scope)
                 and (_is_answer(s, rest[0]) or _is_transfer(s.step.branch, rest))]  # fmt: skip
         return same[0] if len({b.session.workflow for b in same}) == 1 else None
+
+    def _minted(self, prompt: Prompt) -> tuple[int, Branch | None]:
+        """The latest tool call in the prompt that is known to be one branch's, and that branch."""
+        for message in reversed(prompt.messages):
+            for key in message.calls:
+                if branch := self._calls.get(key):
+                    return key, branch
+        return 0, None
 
     def _by_call(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
         """By the latest tool call that a worker minted for an agent of this role, else for any."""
@@ -247,6 +299,14 @@ def _within(branch: Branch, scope: Session | Workflow | None) -> bool:
     return scope is None or branch.session is scope or branch.session.workflow is scope
 
 
+def _from_sample(sample: Sample, i: int) -> Kin:
+    """Kin of a prompt that goes on from an answer to the opening that its messages 0 to i are."""
+    branch = sample.step.branch
+    how = CONTINUES if branch.end == sample.step.link else FORKS if sample.next is not None else PARTS
+    rule = {CONTINUES: "lineage:prefix", FORKS: "lineage:fork", PARTS: "lineage:twin"}[how]
+    return Kin(how, rule, branch, i + 1, sample)
+
+
 def _sampled_again(samples: list[Sample], now: float, sure: bool) -> Sample | None:
     """The latest sample of a run that waits at its opening: it runs, it failed, or its answer is a moment old."""
     latest = samples[-1]
@@ -258,21 +318,25 @@ def _sampled_again(samples: list[Sample], now: float, sure: bool) -> Sample | No
     return latest if again else None
 
 
-def _taken_up(samples: list[Sample], turn: int, exact: bool) -> Sample | None:
+def _taken_up(samples: list[Sample], turn: Message, exact: bool) -> Sample | None:
     """The sample that a prompt goes on from, if its next message is `turn`; None where that cannot be told.
 
-    First the answer itself, as clients may rewrite it then a run that waits, if the system prompt is `exact` or there
-    is no other; then one that was taken up with this very turn; then another sample of one that was taken up.
+    First the one whose tool calls these are; then the answer itself; as clients may rewrite it then a run that waits,
+    if the system prompt is `exact` or there is no other; then one that was taken up with this very turn; then another
+    sample of one that was taken up.
     """
     taken = {s.step.session for s in samples if s.next is not None}
     waiting = [s for s in samples if s.next is None and s.step.state in (PLACED, FINISHED)]
     waiting.sort(key=lambda s: s.step.session in taken)
-    if same := [s for s in waiting if s.said == turn]:
-        return same[0]
     alone = len({s.step.session for s in samples}) == 1
-    runs = [s for s in waiting if s.step.session not in taken] if exact or alone else []
-    others = waiting if exact or alone else []
-    for group in (runs, [s for s in samples if s.next == turn], others):
+    sure = exact or alone
+    for group in (
+        [s for s in samples if not s.calls.isdisjoint(turn.calls)],
+        [s for s in waiting if s.said == turn.digest],
+        [s for s in waiting if s.step.session not in taken and sure],
+        [s for s in samples if s.next == turn.digest],
+        [s for s in waiting if sure],
+    ):
         if group:
             return group[0]
     return max(samples, key=lambda s: s.next is not None) if alone else None
@@ -291,7 +355,7 @@ def _arrived_at(branch: Branch, link: int) -> float:
 
 
 def _is_transfer(branch: Branch, rest: Sequence[Message]) -> bool:
-    """Whether the branch waits for a tool that hands over to an agent of whom these messages speak (AutoGen's swarm)."""
+    """Whether the branch waits for a tool that hands over to an agent that these messages name (AutoGen's swarm)."""
     tools = branch.last.tools if branch.last and not branch.session.running else ()
     names = [tool.partition(word)[2].replace("_", " ") for tool in tools for word in TRANSFERS if tool.startswith(word)]
     text = " ".join(message.text for message in rest).replace("_", " ") if names else ""

@@ -90,7 +90,9 @@ class Linker:
             workflow = self.graph.workflow(event.identity.tenant, f"w-{event.step}", now, named=False)
             return self.graph.session(workflow, workflow.id, named=False).branches[0]
         if kin.how == l.PARTS and kin.sample:
+            session = kin.sample.step.session
             self.graph.part(kin.sample.step, now)
+            self.lineage.parted(kin.sample, session)
             return kin.sample.step.branch
         if kin.how in (l.JOINS, l.SPAWNED):
             session = self.graph.session(kin.branch.session.workflow, f"s-{event.step}", named=False)
@@ -128,7 +130,7 @@ class Linker:
         elif kin and kin.branch.session is session:
             before = [self._step_at(kin, prompt.links[kin.known - 1] if prompt and kin.known else 0)]
         elif kin:
-            before = [kin.branch.last.id] if kin.branch.last else []
+            before = [kin.step or (kin.branch.last.id if kin.branch.last else None)]
         else:
             parent = session.workflow.sessions.get(session.parent or "")
             before = [parent.last_step] if parent and parent.last_step else []
@@ -149,8 +151,8 @@ class Linker:
         if scope is not None:
             sources = [s for s in sources if s.branch.session.workflow is scope]
         for source in reversed(sources):
-            if source.task and _waits(source):
-                return Kin(l.SPAWNED, TASK, source.branch)
+            if source.task and source.waits:
+                return Kin(l.SPAWNED, TASK, source.branch, step=source.step)
         for source in reversed(sources):
             session = source.branch.session
             if source.task or session.running or session.last_step != source.step:
@@ -187,9 +189,3 @@ def _gap(branch: Branch, kin: Kin | None, now: float) -> float | None:
 def _counts(source: Source, branch: Branch) -> bool:
     """Whether a source of the same workflow was needed: what an agent itself has written before is its history."""
     return source.branch.session is not branch.session
-
-
-def _waits(source: Source) -> bool:
-    """Whether the tool call is still to be answered: its branch has not gone on."""
-    last = source.branch.last
-    return last is not None and last.id == source.step

@@ -92,7 +92,7 @@ class Scheduler:
         seat = self._seat(step, able)
         fresh = [w for w in able if not w.draining] or able
         if seat is not None:
-            decision = Decision(seat.id, "continues")
+            decision = seat.continues
         elif not fresh:
             return self._refuse(step, now)
         else:

@@ -100,7 +100,7 @@ class Template:
         return template
 
     def document(self) -> dict[str, Any]:
-        """The declaration of this template, canonical: `parse` of it is this template, apart from what only learned nodes have."""
+        """The declaration of this template, canonical: `parse` gives the same, but for what only learned nodes have."""
         names = ("prompt_tokens", "output_tokens", "seconds", "model")
         nodes: dict[str, Any] = {}
         for role, node in self.nodes.items():

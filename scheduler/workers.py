@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scheduler.actions import Decision
 from scheduler.graph import Session, Step
 
 
@@ -25,6 +26,10 @@ class Worker:
     placed: int = 0
     running: dict[str, Step] = field(default_factory=dict)
     sessions: set[Session] = field(default_factory=set)
+    continues: Decision = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.continues = Decision(self.id, "continues")
 
     @property
     def state(self) -> str:

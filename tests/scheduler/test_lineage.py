@@ -343,7 +343,7 @@ def test_finished_and_forgotten_runs_are_nobodys_kin() -> None:
     runs.now += 1000
     runs.scheduler.handle(Tick(), runs.now)
     lineage = runs.scheduler.linker.lineage
-    assert not any((lineage._ends, lineage._openings, lineage._calls, lineage._exchanges))
+    assert not any((lineage._ends, lineage._openings, lineage._calls, lineage._exchanges, lineage._sampled))
     assert runs.rule(runs.call([user("a"), said("b"), user("c")])) == "anonymous"
 
 
@@ -397,3 +397,63 @@ def test_the_view_shows_tools_gaps_and_branches(runs: Runs) -> None:
     told = view.detail(runs.step(one).session.workflow, runs.scheduler.knowledge)
     assert [step["tools"] for step in told["steps"]] == [["look"], []]
     assert told["steps"][1]["gap_seconds"] == pytest.approx(5.1)
+
+
+def test_twins_whose_words_are_the_same_are_told_apart_by_the_ids_of_their_tool_calls(runs: Runs) -> None:
+    one, two = ToolCall("c-1", "look", "{}"), ToolCall("c-2", "look", "{}")
+    a, b = runs.send([user("go")]), runs.send([user("go")])
+    runs.answer(a, "", one)
+    runs.answer(b, "", two)
+    b2 = runs.call([user("go"), asks(two.id), result(two.id, "a door")])
+    a2 = runs.call([user("go"), asks(one.id), result(one.id, "a door")])
+    assert runs.session(a) == runs.session(a2)
+    assert runs.session(b) == runs.session(b2)
+    assert runs.workflow(a) != runs.workflow(b)
+
+
+def test_a_run_that_repeats_an_older_one_is_told_apart_by_the_ids_of_its_tool_calls(runs: Runs) -> None:
+    runs_of = []
+    for n in range(2):
+        ids = [f"c-{n}-{turn}" for turn in range(3)]
+        history: Messages = [user("go")]
+        steps = []
+        for id in ids:
+            steps.append(runs.call(list(history), "", ToolCall(id, "look", "{}")))
+            history += [asks(id), result(id, "a door")]
+        runs_of.append({runs.workflow(step) for step in steps})
+        runs.now += 60
+    assert [len(found) for found in runs_of] == [1, 1]
+    assert runs_of[0] != runs_of[1]
+
+
+def test_whom_a_twin_called_goes_with_it(runs: Runs) -> None:
+    rooms = ("cellar", "attic")
+    asked = [f"Look around in the {room} of the house." for room in rooms]
+    found = [
+        f"In the {room} I have found a box that is locked, a broken chair and a window to the south" for room in rooms
+    ]
+    tasks = [ToolCall(f"c-{n}", "ask", f'{{"task": "{asked[n]}"}}') for n in range(2)]
+    twins = [runs.send([user("go")], system="You lead.") for _ in rooms]
+    for step, task in zip(twins, tasks, strict=True):
+        runs.answer(step, "", task)
+    children = [runs.call([user(asked[n])], found[n], system="You look.") for n in range(2)]
+    ends = [""] * 2
+    for n, task in reversed(list(enumerate(tasks))):
+        back = [user("go"), asks(task.id, "ask", task.arguments), result(task.id, found[n])]
+        ends[n] = runs.call(back, system="You lead.")
+    for n in range(2):
+        assert runs.workflow(twins[n]) == runs.workflow(children[n]) == runs.workflow(ends[n])
+        assert runs.step(children[n]).session.parent == runs.session(ends[n])
+        assert set(runs.step(ends[n]).after) == {twins[n], children[n]}
+    assert runs.workflow(ends[0]) != runs.workflow(ends[1])
+    runs.scheduler.check()
+
+
+def test_a_tool_call_that_quotes_the_prompt_is_no_task(runs: Runs) -> None:
+    """As mini-swe-agent's last command, which its instructions spell out, and which nobody answers."""
+    opening = [user("Solve it. At the end run:\necho COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT and stop\nThank you, 1.")]
+    command = '{"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT and stop"}'
+    one = runs.call(opening, "", ToolCall("c-1", "bash", command), wait=60)
+    again = [user(opening[0]["content"].replace("1.", "2."))]
+    two = runs.call(again)
+    assert runs.workflow(one) != runs.workflow(two)
