@@ -9,7 +9,7 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup serve test check proof clean
+.PHONY: setup frameworks serve test check clean
 
 setup: $(VENV)/ready-$(BUILD)
 
@@ -31,10 +31,18 @@ $(VENV)/ready-gpu: pyproject.toml
 	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import vllm"
 	touch $@
 
+# The agent frameworks pin other versions of what vLLM and Ray need: they live, and run, apart.
+frameworks: $(VENV)/frameworks/ready
+
+$(VENV)/frameworks/ready: tests/engine/frameworks/requirements.txt | setup
+	$(PYTHON) -m venv $(VENV)/frameworks
+	$(VENV)/frameworks/bin/pip install --quiet -r $<
+	touch $@
+
 serve: setup
 	$(VENV)/bin/weft serve $(MODEL) $(ARGS)
 
-test: setup
+test: setup frameworks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

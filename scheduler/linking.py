@@ -98,6 +98,8 @@ class Linker:
             session = self.graph.session(kin.branch.session.workflow, f"s-{event.step}", named=False)
             session.parent = kin.branch.session.id if kin.how == l.SPAWNED else None
             return session.branches[0]
+        if kin.how == l.CONTINUES and kin.sample:
+            kin.branch.last = kin.sample.step
         return self._along(kin)
 
     def _in_session(self, session: Session, kin: Kin | None, prompt: Prompt | None) -> Branch:

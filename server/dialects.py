@@ -175,7 +175,8 @@ class Responses(Dialect):
 
     def read_whole(self, data: Mapping[str, Any]) -> None:
         self.response_id = data.get("id") or self.response_id
-        self.stop = data.get("status")
+        status = data.get("status")
+        self.stop = None if status in ("queued", "in_progress") else status
         if isinstance(usage := data.get("usage"), dict):
             details = usage.get("input_tokens_details") or {}
             self.usage = Usage(

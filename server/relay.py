@@ -80,7 +80,7 @@ class Exchange(Response):
         try:
             state = await self._serve(action)
         except asyncio.CancelledError:
-            state = "cancelled"
+            state = "finished" if self.call.dialect.stop else "cancelled"  # some leave before the stream's own end
             if not self.gone:
                 raise
             task.uncancel()

@@ -159,6 +159,7 @@ def test_samples_of_one_call_are_one_session(runs: Runs) -> None:
         runs.answer(step, f"answer {index}")
     on = runs.call([user("go"), said("answer 2"), user("and")])
     assert {runs.session(step) for step in (*steps, on)} == {runs.session(on)}
+    assert runs.step(on).after == (steps[2],)
 
 
 def test_the_same_opening_later_is_another_run(runs: Runs) -> None:

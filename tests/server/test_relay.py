@@ -421,3 +421,15 @@ async def test_the_owner_reaches_engines_that_do_not_read_its_header(start: Star
     branch, role = owner.split(".")
     assert branch[0] == "b" and role[0] == "r" and "planner" not in role  # noqa: PT018
     assert seen.fields["vllm_xargs"] == {"mine": 1} | ({"session_id": owner} if in_body else {})
+
+
+@pytest.mark.parametrize(("until", "state"), [(b'"finish_reason":"stop"', "finished"), (b"tok0", "cancelled")])
+async def test_a_client_that_leaves_once_it_has_the_answer_was_answered(weft: Weft, until: bytes, state: str) -> None:
+    """Some close the connection at the last chunk, before the end of the stream."""
+    async with weft.chat({"delay": 0.1}, stream=True, headers={"x-session-id": "s"}) as answer:
+        async for line in answer.content:
+            if until in line:
+                break
+    await weft.idle()
+    (step,) = weft.core.scheduler.graph.get("default", "s").steps  # type: ignore[union-attr]
+    assert step.state == state
