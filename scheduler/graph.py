@@ -14,6 +14,7 @@ from scheduler.events import Usage
 from scheduler.handover import Source
 from scheduler.position import Progress
 from scheduler.prompt import shorten
+from scheduler.transitions import Context
 
 PLACED, FINISHED, FAILED, CANCELLED, REJECTED = "running", "finished", "failed", "cancelled", "rejected"
 
@@ -35,7 +36,8 @@ class Limits:
 class Step:
     """One LLM call. Times are in seconds on the driver's clock, None until they happen.
 
-    `after` are the steps whose output it needed; `role` is its node in the template; `link` names its prompt, 0 where
+    `after` are the steps whose output it needed; `role` is its node in the template, `before` that of the first of
+    those; `link` names its prompt, 0 where
     that is unknown; `tools` are those that its answer called; `gap` is the time since the step before it on its branch
     ended.
     """
@@ -48,6 +50,7 @@ class Step:
     arrived: float
     pinned: str | None = None
     role: str | None = None
+    before: str | None = None
     link: int = 0
     gap: float | None = None
     dispatched: float | None = None
@@ -119,8 +122,8 @@ class Session:
 class Workflow:
     """One run of an agent program: sessions that share a root. `named` where the client gave the name.
 
-    `progress` is where the run stands in its template; `repeats` says which step a step repeats; `over` that its end
-    has been learned from.
+    `progress` is where the run stands in its template; `ends` are the steps that ended and that none has followed yet;
+    `repeats` says which step a step repeats; `over` that its end has been learned from.
     """
 
     id: str
@@ -133,6 +136,7 @@ class Workflow:
     aliases: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     repeats: dict[str, str] = field(default_factory=dict)
+    ends: dict[str, Context] = field(default_factory=dict)
     touched: float = 0.0
     finished: bool = False
     over: bool = False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from scheduler.calibration import Calibration
 from scheduler.estimates import Estimates, Place, kind
 from scheduler.expectation import Expectation, Remaining
 from scheduler.foresight import Foresight
@@ -15,8 +16,11 @@ from scheduler.gaps import Gap
 from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.learned import Learned
 from scheduler.template import Template
+from scheduler.transitions import Context, Transitions
 
 MOST_TEMPLATES = 4096
+MOST_ENDS = 256
+RARE = 0.1  # edges less likely do not count for the earliest time: noise, in a learned template (bench/shapes.py)
 DECLARED, LEARNED, ESTIMATES = "declared", "learned", "estimates"
 
 Key = tuple[str, str]
@@ -37,6 +41,8 @@ class Record:
 class Ahead:
     """What is expected of a run: tokens, seconds, and per role its steps-to-execution, next use and probability.
 
+    `next` says what follows the step that ended last, None for the end.
+
     `confidence` in 0..1 is that of the template; `remaining` is drawn towards what sessions of these roles usually do
     as far as that is missing.
     """
@@ -47,6 +53,15 @@ class Ahead:
     steps_to_execution: Mapping[str, float]
     next_use_seconds: Mapping[str, float]
     probability: Mapping[str, float]
+    next: Mapping[str | None, float]
+
+
+@dataclass(slots=True)
+class Program:
+    """What the runs of one agent program have shown: their graph, and what follows what."""
+
+    learned: Learned
+    transitions: Transitions = field(default_factory=Transitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +80,8 @@ class Knowledge:
     def __init__(self) -> None:
         self.estimates = Estimates()
         self.declared: dict[Key, Template] = {}
-        self.learned: OrderedDict[Key, Learned] = OrderedDict()
+        self.programs: OrderedDict[Key, Program] = OrderedDict()
+        self.scores = Calibration()
         self._ready: OrderedDict[Key, _Ready] = OrderedDict()
         self._changed: set[tuple[str, Key]] = set()
 
@@ -79,10 +95,10 @@ class Knowledge:
 
     def template(self, tenant: str, name: str) -> tuple[Template, bool] | None:
         """The template of that name and whether it was declared; where it leaves figures open, with learned ones."""
-        declared, learned = self.declared.get((tenant, name)), self.learned.get((tenant, name))
+        declared, program = self.declared.get((tenant, name)), self.programs.get((tenant, name))
         if declared is None:
-            return (learned.template(), False) if learned else None
-        return (declared.filled(learned.template()) if learned else declared), True
+            return (program.learned.template(), False) if program else None
+        return (declared.filled(program.learned.template()) if program else declared), True
 
     def arrived(self, step: Step, original: Step | None) -> None:
         """A step was linked to its run. `original`: it was sent again, and that one still counts."""
@@ -91,14 +107,19 @@ class Knowledge:
             workflow.repeats[step.id] = workflow.repeats.get(original.id, original.id)
             return
         after = [workflow.repeats.get(name, name) for name in step.after]
-        roles, siblings = workflow.progress.came(step.id, step.role or "", after)
-        learned = self._learned(workflow)
+        role = step.role or ""
+        roles, siblings = workflow.progress.came(step.id, role, after)
+        program = self._program(workflow)
+        for name in after:
+            if context := workflow.ends.pop(name, None):
+                self._followed(program.transitions, context, role)
         if roles:
-            learned.follows(roles, step.role or "", siblings)
+            step.before = roles[0]
+            program.learned.follows(roles, role, siblings)
             if step.gap is not None:
-                learned.gap(roles[0], step.role or "", step.gap)
+                program.learned.gap(roles[0], role, step.gap)
         else:
-            learned.begins(step.role or "")
+            program.learned.begins(role)
         if branch.past.steps:
             self.estimates.returned(self._place(branch), step.gap)
             if step.gap is not None:
@@ -112,7 +133,10 @@ class Knowledge:
         workflow.progress.finished(step.id)
         usage, started = step.usage, step.dispatched if step.dispatched is not None else step.arrived
         seconds = (step.finished or started) - started
-        self._learned(workflow).spent(step.role or "", usage.prompt, usage.output, seconds, step.model)
+        self._program(workflow).learned.spent(step.role or "", usage.prompt, usage.output, seconds, step.model)
+        workflow.ends[step.id] = Context(step.role or "", frozenset(step.tools), step.before)
+        if len(workflow.ends) > MOST_ENDS:
+            del workflow.ends[next(iter(workflow.ends))]
         if usage.output:
             self.estimates.output(self._place(branch), usage.output)
         branch.past = branch.past.ended(kind(step.stop, step.tools), usage.output)
@@ -127,9 +151,12 @@ class Knowledge:
         if workflow.over or not workflow.steps:
             return
         workflow.over = True
-        learned = self._learned(workflow)
+        program = self._program(workflow)
         for role in workflow.progress.leaves():
-            learned.ended(role)
+            program.learned.ended(role)
+        for context in workflow.ends.values():
+            self._followed(program.transitions, context, None)
+        workflow.ends.clear()
 
     def gone(self, session: Session) -> None:
         """The session made no further call."""
@@ -154,14 +181,24 @@ class Knowledge:
             steps_to_execution=ready.foresight.steps_to_execution(position),
             next_use_seconds=ready.foresight.next_use(position),
             probability=ready.expectation.reach(position),
+            next=self._next(workflow),
         )
+
+    def _next(self, workflow: Workflow) -> Mapping[str | None, float]:
+        program = self.programs.get(_key(workflow))
+        if program is None or not workflow.ends:
+            return {}
+        return program.transitions.predict(next(reversed(workflow.ends.values())))
 
     def changes(self) -> list[Record]:
         """What has changed since the last call, to be kept over a restart."""
         records = [Record(ESTIMATES, "", "", self.estimates.dump())]
         for what, (tenant, name) in sorted(self._changed):
-            known = (self.declared if what == DECLARED else self.learned).get((tenant, name))
-            document = known.document() if isinstance(known, Template) else known.dump() if known else None
+            document: Any = None
+            if what == DECLARED:
+                document = self.declared[tenant, name].document()
+            elif program := self.programs.get((tenant, name)):
+                document = {"graph": program.learned.dump(), "next": program.transitions.dump()}
             records.append(Record(what, tenant, name, document))
         self._changed.clear()
         return records
@@ -179,33 +216,42 @@ class Knowledge:
                 if record.kind == DECLARED:
                     self.declared[key] = Template.parse(record.name, record.document)
                 elif record.kind == LEARNED:
-                    self.learned[key] = Learned.load(record.document)
+                    graph, following = record.document["graph"], record.document["next"]
+                    self.programs[key] = Program(Learned.load(graph), Transitions.load(following))
                 elif record.kind == ESTIMATES:
                     self.estimates.load(record.document)
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 wrong.append(f"{record.kind} {record.name}: {error!r}")
         return wrong
 
-    def _learned(self, workflow: Workflow) -> Learned:
+    def _program(self, workflow: Workflow) -> Program:
         key = _key(workflow)
-        learned = self.learned.get(key)
-        if learned is None:
-            learned = self.learned[key] = Learned(key[1])
-            if len(self.learned) > MOST_TEMPLATES:
-                oldest, _ = self.learned.popitem(last=False)
+        program = self.programs.get(key)
+        if program is None:
+            program = self.programs[key] = Program(Learned(key[1]))
+            if len(self.programs) > MOST_TEMPLATES:
+                oldest, _ = self.programs.popitem(last=False)
                 self._changed.add((LEARNED, oldest))
-        self.learned.move_to_end(key)
+        self.programs.move_to_end(key)
         self._changed.add((LEARNED, key))
-        return learned
+        return program
+
+    def _followed(self, transitions: Transitions, context: Context, role: str | None) -> None:
+        """Score what would have been said to come after a step, and learn what did: None for the end."""
+        predicted = transitions.predict(context)
+        if predicted:
+            best = max(predicted, key=lambda one: (predicted[one], one or ""))
+            self.scores.score("next_role_right_ratio", float(best == role))
+        transitions.observe(context, role)
 
     def _evaluated(self, key: Key) -> _Ready:
-        learned, declared = self.learned.get(key), self.declared.get(key)
-        version = learned.version if learned else -1
+        program, declared = self.programs.get(key), self.declared.get(key)
+        version = program.learned.version if program else -1
         kept = self._ready.get(key)
         if kept is None or kept.version != version or kept.declared is not declared:
             known = self.template(*key)
             template = known[0] if known else Template(key[1], {}, (), ())
-            kept = self._ready[key] = _Ready(version, declared, Foresight(template), Expectation(template))
+            kept = self._ready[key] = _Ready(version, declared, Foresight(template, RARE), Expectation(template))
             if len(self._ready) > MOST_TEMPLATES:
                 self._ready.popitem(last=False)
         return kept

@@ -59,6 +59,7 @@ def _ahead(ahead: Ahead) -> dict[str, Any]:
         "critical_seconds": rest.critical_seconds,
         "critical_path": list(rest.critical_path),
         "roles": roles,
+        "next": {role or "": chance for role, chance in ahead.next.items()},
     }
 
 

@@ -86,8 +86,8 @@ class _Gauges(Collector):
         for name, (value, text) in totals.items():
             yield GaugeMetricFamily(f"weft_{name}", text, value=value)
         knowledge = core.scheduler.knowledge
-        yield GaugeMetricFamily("weft_learned_templates", "Templates learned", value=len(knowledge.learned))
-        for name, score in knowledge.estimates.calibration().items():
+        yield GaugeMetricFamily("weft_learned_templates", "Templates learned", value=len(knowledge.programs))
+        for name, score in (knowledge.estimates.calibration() | knowledge.scores.values()).items():
             yield GaugeMetricFamily(f"weft_prediction_{name}", "Predictions against the truth, lately", value=score)
         yield CounterMetricFamily("weft_core_failures", "Events on which the core failed", value=core.failures)
 

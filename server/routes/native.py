@@ -105,7 +105,10 @@ class RoleAhead(BaseModel):
 
 
 class AheadRow(BaseModel):
-    """What is expected of a workflow from now on, as its template has it; `confidence` is in 0..1."""
+    """What is expected of a workflow from now on, as its template has it; `confidence` is in 0..1.
+
+    `next` gives the chance of each role to follow the step that ended last, under "" that none does.
+    """
 
     template: str
     declared: bool
@@ -117,6 +120,7 @@ class AheadRow(BaseModel):
     critical_seconds: float
     critical_path: list[str]
     roles: dict[str, RoleAhead]
+    next: dict[str, float]
 
 
 class TemplateRow(BaseModel):

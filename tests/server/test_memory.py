@@ -70,7 +70,7 @@ async def test_a_record_that_does_not_fit_is_left_out_and_named(path: Path) -> N
     memory.write(broken)
     again = Core().scheduler.knowledge
     assert len(again.restore(memory.read())) == len(broken)
-    assert not again.learned
+    assert not again.programs
 
 
 async def test_a_disk_that_fails_costs_only_what_was_learned(path: Path) -> None:
