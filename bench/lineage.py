@@ -146,15 +146,15 @@ async def twins(client: Client, load: Load, rng: random.Random) -> None:
     """Two runs with the same system and first user message at once, that go on from the answers they were given."""
 
     async def pair(name: str, turns: list[Turn]) -> None:
-        async def one(twin: str, seed: int) -> None:
+        async def one(twin: str) -> None:
             messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
             for k, turn in enumerate(turns):
                 messages.append({"role": "user", "content": turn.said})
-                message = await client.call(twin, messages, temperature=1.0, seed=seed + k)
+                message = await client.call(twin, messages, temperature=1.0)
                 said = message["content"] if k == 0 else turn.answer + f" ({twin})"
                 messages.append({"role": "assistant", "content": said})
 
-        await asyncio.gather(one(f"{name}/a", 100), one(f"{name}/b", 200))
+        await asyncio.gather(one(f"{name}/a"), one(f"{name}/b"))
 
     await at_once(client, load, pair, 4)
 
@@ -165,7 +165,7 @@ async def best_of_four(client: Client, load: Load, rng: random.Random) -> None:
     async def sampled(name: str, turns: list[Turn]) -> None:
         for k in range(len(turns)):
             messages = history(turns, k)
-            await asyncio.gather(*(client.call(name, messages, temperature=1.0, seed=s) for s in range(4)))
+            await asyncio.gather(*(client.call(name, messages, temperature=1.0) for _ in range(4)))
 
     await at_once(client, load, sampled, 4)
 
@@ -298,6 +298,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                     pass
             results[name]["seconds"] = round(time.perf_counter() - began, 1)
             _progress(f"{name}: {results[name]}\n")
+            if client.errors:
+                raise SystemExit(f"{len(client.errors)} calls failed: {client.errors[0]}")
     return results
 
 

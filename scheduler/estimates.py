@@ -1,8 +1,8 @@
 """What is learned online about a step's end: when the branch returns, if it does; how long answers are; what is left.
 
-Each quantity is learned in levels, every one drawn towards the wider one: for gaps all stops of one kind, those of a
-(tenant, role), those that called the same tools; then the session's own latest values, which tell most. The constants
-were chosen on one half of a trace (`bench/predict.py`), which names no tools: theirs is not tuned.
+Each quantity is learned in levels, every one drawn towards the wider one: for gaps all of a tenant's stops of one kind,
+those of a role, those that called the same tools; then the session's own latest values, which tell most. The constants
+were chosen on one half of a trace (`bench/predict.py`), but for tools, which it does not name.
 """
 
 from __future__ import annotations
@@ -182,16 +182,17 @@ class Estimates:
 
 def _gap_path(place: Place) -> tuple[Key, ...]:
     stop = place.past.stop
-    wide = (stop,), (place.tenant, place.role, stop)
+    wide = (place.tenant, stop), (place.tenant, place.role, stop)
     return (*wide, (place.tenant, place.role, stop, place.tools)) if place.tools else wide
 
 
 def _never_path(place: Place) -> tuple[Key, ...]:
     past = place.past
     role = (place.tenant, place.role, past.stop)
-    return (past.stop,), role, (*role, past.before)
+    return (place.tenant, past.stop), role, (*role, past.before)
 
 
 def _output_path(place: Place) -> tuple[Key, ...]:
     past = place.past
-    return (past.stop,), (past.stop, past.gap), (place.tenant, place.role, past.stop, past.gap)
+    wide = (place.tenant, past.stop)
+    return wide, (*wide, past.gap), (place.tenant, place.role, past.stop, past.gap)

@@ -30,6 +30,7 @@ class Limits:
     steps_per_workflow: int = 2_000
     sessions_per_workflow: int = 10_000
     branches_per_session: int = 64
+    aliases_per_workflow: int = 1_000
 
 
 @dataclass(slots=True, eq=False)
@@ -37,21 +38,25 @@ class Step:
     """One LLM call. Times are in seconds on the driver's clock, None until they happen.
 
     `after` are the steps whose output it needed; `role` is its node in the template, `before` that of the first of
-    those; `link` names its prompt, 0 where
-    that is unknown; `tools` are those that its answer called; `gap` is the time since the step before it on its branch
-    ended.
+    those; `tools` are those that its answer called; `gap` is the time since the step before it on its branch ended.
+    For lineage: `head` names its system prompt and tools, `link` its messages (0: unknown), `said` its answer, `taken`
+    the message that took the answer up; an `opening` has no known history.
     """
 
     id: str
     model: str
     rule: str
-    branch: Branch
+    branch: Branch = field(repr=False)
     after: tuple[str, ...]
     arrived: float
     pinned: str | None = None
     role: str | None = None
     before: str | None = None
+    head: int = 0
     link: int = 0
+    said: int | None = None
+    taken: int | None = None
+    opening: bool = False
     gap: float | None = None
     dispatched: float | None = None
     first_token: float | None = None
@@ -71,19 +76,18 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """One line of a session's history. `head` and `end` name system prompt and messages of its latest prompt.
+    """One line of a session's history. `end` names the messages of its latest prompt.
 
     `look` is the role that its prompts show (`scheduler.prompt`), whatever the client calls it; `past` and `tools`,
     those of the last answer, are what its next step is predicted from.
     """
 
     id: str
-    session: Session
-    parent: Branch | None = None
+    session: Session = field(repr=False)
+    parent: Branch | None = field(default=None, repr=False)
     look: str | None = None
-    head: int = 0
     end: int = 0
-    last: Step | None = None
+    last: Step | None = field(default=None, repr=False)
     past: Past = Past()
     tools: tuple[str, ...] = ()
 
@@ -96,7 +100,7 @@ class Session:
     """
 
     id: str
-    workflow: Workflow
+    workflow: Workflow = field(repr=False)
     role: str | None = None
     parent: str | None = None
     seats: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -131,8 +135,8 @@ class Workflow:
     arrived: float
     template: str | None = None
     named: bool = True
-    sessions: dict[str, Session] = field(default_factory=dict)
-    steps: deque[Step] = field(default_factory=deque)
+    sessions: dict[str, Session] = field(default_factory=dict, repr=False)
+    steps: deque[Step] = field(default_factory=deque, repr=False)
     aliases: list[str] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     repeats: dict[str, str] = field(default_factory=dict)
@@ -168,6 +172,7 @@ class Graph:
         workflow = self.get(tenant, name)
         if workflow is None:
             workflow = self.workflows[tenant, name] = Workflow(name, tenant, now, named=named)
+        workflow.named = workflow.named or named
         return workflow
 
     def session(self, workflow: Workflow, name: str, named: bool = True) -> Session:
@@ -197,25 +202,25 @@ class Graph:
         session, workflow = step.session, step.session.workflow
         workflow.steps.append(step)
         self.steps += 1
-        if len(workflow.steps) > self.limits.steps_per_workflow:
-            workflow.steps.popleft()
-            self.steps -= 1
+        self._crop_steps(workflow)
         workflow.finished = workflow.over = session.ended = session.gone = False
         session.last_step = step.id
         session.taken += 1
         step.branch.last = step
         self.touch(session, now)
 
-    def part(self, step: Step, now: float) -> Workflow:
-        """Take a first step that was held to be another run's into a workflow of its own, with whom it called."""
+    def part(self, step: Step, now: float) -> Session:
+        """Take a first step that was held to be another run's into a workflow of its own, with whom it called.
+
+        Returns the session that it leaves.
+        """
         session, old = step.session, step.session.workflow
         workflow = self.workflow(old.tenant, f"w-{step.id}-twin", now, named=False)
         workflow.arrived, workflow.template = step.arrived, old.template
         made = self.session(workflow, workflow.id, named=False)
         made.branches[0].look = step.branch.look
         made.role, made.seats, made.last_step, made.taken = session.role, dict(session.seats), step.id, 1
-        old.steps.remove(step)
-        workflow.steps.append(step)
+        self._move(old, workflow, {step.id}, set())
         if step.state == PLACED:
             session.running -= 1
             made.running += 1
@@ -224,25 +229,32 @@ class Graph:
             session.branches[0].last = next((s for s in reversed(old.steps) if s.session is session), None)
         step.branch = made.branches[0]
         step.branch.last = step
+        workflow.repeats = {name: of for name, of in old.repeats.items() if name == step.id}
         self._follow(step, old, session)
         self.touch(made, now)
-        return workflow
+        return session
 
     def _follow(self, step: Step, old: Workflow, sibling: Session) -> None:
-        """The sessions that began after a step go with it, and those that they called."""
-        workflow, moved = step.session.workflow, {step.session}
-        for other in list(old.steps):
-            begins = other.after and (other.after[0] == step.id or other.session.parent in {s.id for s in moved})
-            if begins and other.session not in moved and other.session is not sibling:
+        """The sessions that began after a step go with it, and those that began after them."""
+        workflow, seen, moved, steps = step.session.workflow, {sibling}, set(), {step.id}
+        for other in old.steps:
+            if other.session not in seen and not other.session.named and not steps.isdisjoint(other.after[:1]):
                 moved.add(other.session)
-                del old.sessions[other.session.id]
-                workflow.sessions[other.session.id] = other.session
-                other.session.workflow = workflow
-                if other.session.parent == sibling.id:
-                    other.session.parent = step.session.id
-        theirs = [other for other in old.steps if other.session in moved]
-        old.steps = deque(other for other in old.steps if other.session not in moved)
-        workflow.steps.extend(theirs)
+            seen.add(other.session)
+            if other.session in moved:
+                steps.add(other.id)
+        for session in moved:
+            if old.sessions.pop(session.id, None):
+                workflow.sessions[session.id] = session
+                session.workflow = workflow
+                session.parent = step.session.id if session.parent == sibling.id else session.parent
+        self._move(old, workflow, set(), {s for s in moved if s.workflow is workflow})
+
+    def _move(self, old: Workflow, new: Workflow, steps: set[str], sessions: set[Session]) -> None:
+        """Move steps to another workflow, by their ids and by their sessions."""
+        theirs = [step for step in old.steps if step.id in steps or step.session in sessions]
+        old.steps = deque(step for step in old.steps if step.id not in steps and step.session not in sessions)
+        new.steps.extend(theirs)
 
     def adopt(self, child: Workflow, into: Workflow, parent: str | None) -> None:
         """The child turned out to be a part of another workflow: its sessions and steps move there."""
@@ -252,11 +264,19 @@ class Graph:
             session.parent = session.parent or parent
             into.sessions[session.id] = session
         into.steps = deque(sorted((*child.steps, *into.steps), key=lambda step: step.arrived))
+        into.progress.absorb(child.progress)
+        into.repeats |= child.repeats
+        into.ends |= child.ends
         for name in (child.id, *child.aliases):
             self._adopted[child.tenant, name] = into
             into.aliases.append(name)
-        for _ in range(len(into.steps) - self.limits.steps_per_workflow):
-            into.steps.popleft()
+        while len(into.aliases) > self.limits.aliases_per_workflow:
+            self._adopted.pop((into.tenant, into.aliases.pop(0)), None)
+        self._crop_steps(into)
+
+    def _crop_steps(self, workflow: Workflow) -> None:
+        while len(workflow.steps) > self.limits.steps_per_workflow:
+            workflow.repeats.pop(workflow.steps.popleft().id, None)
             self.steps -= 1
 
     def touch(self, session: Session, now: float) -> None:

@@ -23,31 +23,37 @@ if TYPE_CHECKING:
 KEPT = 20_000
 PARTS = 8
 SHORTEST_PART = 16
-SHORTEST_WHOLE = 32  # a message that is nothing but the output
-SHORTEST_QUOTED = 64  # an output among other text
-SHORTEST_TASK = 16  # an argument of a tool call that has not been answered, as a message of its own
-SHORTEST_QUOTED_TASK = 40
+SHORTEST_WHOLE = 32  # characters of an output that is a message of its own
+SHORTEST_QUOTED = 64  # of one among other text
+SHORTEST_TASK = 40  # of an argument of a tool call that has not been answered
+RECENT_SECONDS = 120.0  # after which an output is not handed over any more, but remembered
 READ = 65_536  # parts of prompts that are remembered
-MOST_SOURCES = 4  # outputs that share a part; beyond, the part is a phrase and says nothing
+MOST_SOURCES = 4  # outputs that share a part: the latest
 LONGEST_SEARCHED = 65_536
 _CUTS = str.maketrans(dict.fromkeys("\r.!?;:,\"'`*#|<>()[]{}\\", "\n"))
 
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """An output of a step: its text, or (`task`) a string among the arguments of a tool call that it made.
+    """An output of a step: its text, or (`task`) a string among the arguments of a tool call that it made."""
 
-    `quoted`: all of it had been in prompts before, so that to find it among other text says nothing.
-    """
-
-    step: str
+    made_by: Step
     branch: Branch
     task: bool
     whole: int
     parts: frozenset[int]
     length: int
-    quoted: bool
-    link: int
+    at: float
+
+    @property
+    def step(self) -> str:
+        """The id of the step that made it."""
+        return self.made_by.id
+
+    @property
+    def head(self) -> int:
+        """System prompt and tools of the step that made it."""
+        return self.made_by.head
 
     @property
     def words(self) -> frozenset[int]:
@@ -58,7 +64,7 @@ class Source:
     def waits(self) -> bool:
         """Whether its branch has not gone on since."""
         last = self.branch.last
-        return last is not None and (last.id == self.step or last.link == self.link != 0)
+        return last is not None and (last is self.made_by or last.link == self.made_by.link)
 
 
 class Handovers:
@@ -81,18 +87,18 @@ class Handovers:
             for text in _strings(call.arguments):
                 self._add(step, text, True)
 
-    def find(self, tenant: str, texts: Iterable[str]) -> list[Source]:
-        """The tenant's outputs that are in one of `texts` as a whole, the latest last. Linear in the texts, capped.
+    def find(self, tenant: str, texts: Iterable[str], now: float) -> list[Source]:
+        """The tenant's late outputs that are in one of `texts` as a whole, the latest last. Linear, capped.
 
         What agents of two workflows have said word for word is the output of neither.
         """
         found: dict[Source, None] = {}
-        left = LONGEST_SEARCHED
+        left, salt = LONGEST_SEARCHED, hash(tenant)
         for text in texts:
             text, left = text[:left], left - len(text)
-            whole, parts = hash(_plain(text)), set(map(hash, _cut(text)))
+            whole, parts = hash(_plain(text)) ^ salt, {hash(part) ^ salt for part in _cut(text)}
             near = {source: None for part in (whole, *parts) for source in self._by_part.get(part, ())}
-            mine = [s for s in near if s.branch.session.workflow.tenant == tenant and _is_in(s, whole, parts)]
+            mine = [s for s in near if now - s.at <= RECENT_SECONDS and _is_in(s, whole, parts)]
             found.update(dict.fromkeys(mine))
             self._reads(parts.difference(*(source.parts for source in mine)))
             if left <= 0:
@@ -119,15 +125,15 @@ class Handovers:
             del self._read[oldest]
 
     def _add(self, step: Step, text: str, task: bool) -> None:
-        plain = _plain(text[:LONGEST_SEARCHED])
-        if len(plain) < SHORTEST_TASK:
+        plain, salt = _plain(text[:LONGEST_SEARCHED]), hash(step.session.workflow.tenant)
+        if len(plain) < SHORTEST_WHOLE:
             return
         longest = sorted(dict.fromkeys(_cut(text[:LONGEST_SEARCHED])), key=len, reverse=True)[:PARTS]
-        parts, whole = frozenset(map(hash, longest)), hash(plain)
-        quoted = bool(parts) and parts <= self._read.keys()
-        if quoted and not task:
+        parts = frozenset(hash(part) ^ salt for part in longest)
+        if parts and parts <= self._read.keys():  # it quotes what it has read
             return
-        source = Source(step.id, step.branch, task, whole, parts, len(plain), quoted, step.link)
+        at = step.finished if step.finished is not None else step.arrived
+        source = Source(step, step.branch, task, hash(plain) ^ salt, parts, len(plain), at)
         self._sources[source] = None
         step.session.outputs.append(source)
         for part in {source.whole, *source.parts}:
@@ -138,11 +144,9 @@ class Handovers:
 
 def _is_in(source: Source, whole: int, parts: set[int]) -> bool:
     """Whether an output is a text, or a part of it."""
-    if source.whole == whole:
-        return source.length >= (SHORTEST_TASK if source.task else SHORTEST_WHOLE)
-    if source.quoted or not source.parts:
-        return False
-    return source.length >= (SHORTEST_QUOTED_TASK if source.task else SHORTEST_QUOTED) and source.parts <= parts
+    alone = source.whole == whole
+    shortest = SHORTEST_TASK if source.task else SHORTEST_WHOLE if alone else SHORTEST_QUOTED
+    return source.length >= shortest and (alone or (bool(source.parts) and source.parts <= parts))
 
 
 def _plain(text: str) -> str:

@@ -29,7 +29,7 @@ _VENDOR_SESSION = re.compile(r"x-([a-z0-9-]+)-session-id")
 class Claim:
     """What one rule read off a call. `final` says that the session makes no further call.
 
-    `after` names the roles whose steps this one follows; `join` says of how many it waits.
+    `after` names the roles whose steps this one follows.
     """
 
     workflow: str | None = None
@@ -38,7 +38,6 @@ class Claim:
     role: str | None = None
     template: str | None = None
     after: tuple[str, ...] = ()
-    join: str | None = None
     final: bool = False
 
 
@@ -136,7 +135,6 @@ def _metadata(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
         role=_first(metadata, "node"),
         template=_first(metadata, "workflow"),
         after=tuple(filter(None, (clean(name.strip()) for name in after.split(",")))) if isinstance(after, str) else (),
-        join=_first(metadata, "join"),
     )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.calibration import Calibration
-from scheduler.estimates import Estimates, Place, kind
+from scheduler.estimates import Estimates, Past, Place, kind
 from scheduler.expectation import Expectation, Remaining
 from scheduler.foresight import Foresight
 from scheduler.gaps import Gap
-from scheduler.graph import Branch, Session, Step, Workflow
+from scheduler.graph import FINISHED, Branch, Session, Step, Workflow
 from scheduler.learned import Learned
 from scheduler.template import Template
 from scheduler.transitions import Context, Transitions
@@ -82,6 +82,7 @@ class Knowledge:
         self.declared: dict[Key, Template] = {}
         self.programs: OrderedDict[Key, Program] = OrderedDict()
         self.scores = Calibration()
+        self._count: Counter[str] = Counter()
         self._ready: OrderedDict[Key, _Ready] = OrderedDict()
         self._changed: set[tuple[str, Key]] = set()
 
@@ -142,6 +143,17 @@ class Knowledge:
         branch.past = branch.past.ended(kind(step.stop, step.tools), usage.output)
         branch.tools = step.tools
 
+    def parted(self, step: Step) -> None:
+        """A first step, held to repeat another run's, has a run of its own now."""
+        workflow, branch = step.session.workflow, step.branch
+        workflow.repeats.pop(step.id, None)
+        workflow.progress.came(step.id, step.role or "", ())
+        self._program(workflow).learned.begins(step.role or "")
+        if step.state == FINISHED:
+            workflow.progress.finished(step.id)
+            workflow.ends[step.id] = Context(step.role or "", frozenset(step.tools), None)
+            branch.past, branch.tools = Past().ended(kind(step.stop, step.tools), step.usage.output), step.tools
+
     def failed(self, step: Step) -> None:
         """A step has ended without an answer."""
         step.session.workflow.progress.failed(step.id)
@@ -191,8 +203,8 @@ class Knowledge:
         return program.transitions.predict(next(reversed(workflow.ends.values())))
 
     def changes(self) -> list[Record]:
-        """What has changed since the last call, to be kept over a restart."""
-        records = [Record(ESTIMATES, "", "", self.estimates.dump())]
+        """The templates that have changed since the last call, to be kept over a restart."""
+        records = []
         for what, (tenant, name) in sorted(self._changed):
             document: Any = None
             if what == DECLARED:
@@ -202,6 +214,10 @@ class Knowledge:
             records.append(Record(what, tenant, name, document))
         self._changed.clear()
         return records
+
+    def estimated(self) -> Record:
+        """All estimates, to be kept over a restart. O(roles and tools): some 50 ms per 3,000."""
+        return Record(ESTIMATES, "", "", self.estimates.dump())
 
     def unsaved(self, records: Iterable[Record]) -> None:
         """These could not be kept: hand them out again."""
@@ -218,6 +234,7 @@ class Knowledge:
                 elif record.kind == LEARNED:
                     graph, following = record.document["graph"], record.document["next"]
                     self.programs[key] = Program(Learned.load(graph), Transitions.load(following))
+                    self._count[key[0]] += 1
                 elif record.kind == ESTIMATES:
                     self.estimates.load(record.document)
             except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -229,8 +246,11 @@ class Knowledge:
         program = self.programs.get(key)
         if program is None:
             program = self.programs[key] = Program(Learned(key[1]))
-            if len(self.programs) > MOST_TEMPLATES:
-                oldest, _ = self.programs.popitem(last=False)
+            self._count[key[0]] += 1
+            if self._count[key[0]] > MOST_TEMPLATES:  # a tenant's own, and its oldest
+                oldest = next(known for known in self.programs if known[0] == key[0])
+                del self.programs[oldest]
+                self._count[key[0]] -= 1
                 self._changed.add((LEARNED, oldest))
         self.programs.move_to_end(key)
         self._changed.add((LEARNED, key))

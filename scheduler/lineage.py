@@ -1,17 +1,19 @@
 """Descent without a name: which run a prompt goes on with, by what it repeats of earlier prompts and answers.
 
-Evidence, the strongest first: the messages of an earlier prompt, a tool call that a worker minted, an assistant turn
-with what answered it, an output handed over as a whole. Where the evidence fits two runs, there is none.
+Evidence, the strongest first: a tool call that a worker minted, a worker's own answer after an earlier prompt, the
+messages of an earlier prompt alone, an assistant turn with what answered it, an output handed over as a whole. What
+fits two runs is no evidence, and what is short enough to be anybody's must be followed by the worker's own answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from scheduler.graph import FINISHED, PLACED, Branch, Session, Step, Workflow
-from scheduler.handover import Handovers, Source
-from scheduler.prompt import ASSISTANT, Answer, Message, Prompt, call_key, said
+from scheduler.graph import CANCELLED, FAILED, FINISHED, PLACED, REJECTED, Branch, Session, Step, Workflow
+from scheduler.handover import RECENT_SECONDS, Handovers, Source
+from scheduler.prompt import Answer, Message, Prompt, call_key, said
 
 CONTINUES, REPEATS, FORKS, PARTS = "continues", "repeats", "forks", "parts"
 REWRITES, JOINS, SPAWNED = "rewrites", "joins", "spawned"
@@ -19,351 +21,338 @@ REWRITES, JOINS, SPAWNED = "rewrites", "joins", "spawned"
 RESAMPLE_SECONDS = 2.0
 """How long after an answer the same opening still counts as the same run, sampled again."""
 MOST_SAMPLES = 8
-MOST_OPENINGS = 64
+MOST_ENDS = 1024
 TRANSFERS = ("transfer_to_", "handoff_to_")
-SHORTEST_EXCHANGE = 128
+DISTINCT = 128  # characters from which messages are one run's own
 MOST_MARKS = 4096
 MOST_RECENT = 32
+MOST_AMBIGUOUS = 65_536
 
-
-@dataclass(slots=True, eq=False)
-class Sample:
-    """One answer to an opening. `said` names it once it is known, `next` the turn that took it up."""
-
-    step: Step
-    head: int
-    said: int | None = None
-    text: str = ""
-    calls: frozenset[int] = frozenset()
-    next: int | None = None
-
-
-@dataclass(slots=True)
-class Opening:
-    """All that began with the same messages: the same run sampled again, twins, other roles with the same task."""
-
-    samples: list[Sample] = field(default_factory=list)
+Scope = Session | Workflow | None
 
 
 @dataclass(frozen=True, slots=True)
 class Kin:
     """How a prompt descends from `branch`.
 
-    It continues it, repeats its latest prompt, forks off it, rewrites its history (a compaction), joins its
-    workflow as another agent, was spawned by it (its tool call's task), or parts from its run (it was a twin).
-    `known` messages of the prompt are not new; `sample` is the answer that the prompt takes up; `step` the one that
-    it follows, where that is not the branch's last; `shared` the branch of another agent that has more of its history.
+    It continues it, repeats its latest prompt, forks off it, rewrites its history (a compaction), joins its workflow as
+    another agent, was spawned by it (its tool call's task), or parts from its run (it was a twin). `known` messages of
+    the prompt are not new; `step` is the one whose answer it goes on from, `shared` one of another agent that has more
+    of its history.
     """
 
     how: str
     rule: str
     branch: Branch
     known: int = 0
-    sample: Sample | None = None
-    shared: Branch | None = None
-    step: str | None = None
+    step: Step | None = None
+    shared: Step | None = None
+
+
+@dataclass(slots=True)
+class _Ends:
+    """The steps with the same messages; some are `lost` where there were too many."""
+
+    steps: list[Step] = field(default_factory=list)
+    lost: bool = False
+
+
+class _Unsure(Exception):
+    """Two runs fit."""
 
 
 class Lineage:
-    """What is remembered of prompts and answers, by digests that differ between tenants. Bounded a session."""
+    """What is remembered of prompts and answers, by digests that differ between tenants. Bounded per session."""
 
     def __init__(self) -> None:
         self.handovers = Handovers()
-        self._ends: dict[int, tuple[Branch, ...]] = {}
-        self._openings: dict[int, Opening] = {}
-        self._calls: dict[int, Branch | None] = {}
-        self._exchanges: dict[int, Branch | None] = {}
-        self._sampled: dict[int, Sample] = {}
+        self._ends: dict[int, _Ends] = {}
+        self._calls: dict[int, Step] = {}
+        self._exchanges: dict[int, Step] = {}
+        self._ambiguous: OrderedDict[int, None] = OrderedDict()
 
-    def find(self, prompt: Prompt, scope: Session | Workflow | None, now: float) -> Kin | None:
+    def find(self, prompt: Prompt, scope: Scope, now: float) -> Kin | None:
         """The closest kin of a prompt in a session or workflow, or among all the tenant's. Linear in its messages.
 
         Where the latest tool call in it that is known was minted in one workflow, only in that one.
         """
-        named = scope is not None
-        key, minted = self._minted(prompt)
+        named, minted = scope is not None, self._minted(prompt)
         if scope is None and minted:
             scope = minted.session.workflow
-        kin = self._by_history(prompt, scope, now, named)
-        sample = self._sampled.get(key)
-        if sample is None or sample.next is not None or not _within(sample.step.branch, scope):
-            return kin
-        if sample.head != prompt.head or sample.step.link not in prompt.links[:-1]:
-            return kin
-        shared = kin.branch if kin and kin.how == JOINS else kin.shared if kin else None
-        return replace(_from_sample(sample, prompt.links.index(sample.step.link)), shared=shared)
-
-    def _by_history(self, prompt: Prompt, scope: Session | Workflow | None, now: float, named: bool) -> Kin | None:
-        """The closest kin by messages in common, else by a tool call or an exchange of its own."""
-        shared: Branch | None = None
-        for i in range(len(prompt.links) - 1, -1, -1):
-            link = prompt.links[i]
-            if link not in self._ends and link not in self._openings:
-                continue
-            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now, named)
-            if kin and (shared is None or shared.session.workflow is kin.branch.session.workflow):
+        shared: Step | None = None
+        try:
+            for i in range(len(prompt.links) - 1, -1, -1):
+                if (ends := self._ends.get(prompt.links[i])) is None:
+                    continue
+                mine = [s for s in ends.steps if s.branch.look == prompt.role and _within(s, scope)]
                 if i == len(prompt.links) - 1:
-                    kin = self._rerun(prompt, kin, scope, now, named) or kin
-                return replace(kin, shared=shared)
-            if kin:
-                break
-            shared = shared or self._sharing(prompt, i, scope)
+                    kin = self._again(prompt, mine, scope, minted, named, now)
+                else:
+                    kin = self._onward(prompt, i, mine, ends.lost)
+                if kin:
+                    same = shared is not None and shared.session.workflow is kin.branch.session.workflow
+                    return replace(kin, shared=shared if same else None)
+                others = [s for s in ends.steps if _within(s, scope)]
+                shared = shared or _sharing(prompt, i, others, minted is not None, now)
+        except _Unsure:
+            return None
         found = [kin for kin in (self._by_call(prompt, scope), self._by_exchange(prompt, scope)) if kin]
         if shared:
-            found.append(Kin(JOINS, "lineage:history", shared, len(prompt.messages) - 1))
+            found.append(Kin(JOINS, "lineage:history", shared.branch, len(prompt.messages) - 1, shared))
         return min(found, key=lambda kin: kin.how != REWRITES, default=None)
 
     def arrived(self, step: Step, prompt: Prompt, opening: bool) -> None:
         """Remember the prompt of a step that has been linked; an `opening` has no known history."""
         session, link = step.session, prompt.links[-1]
-        step.branch.head, step.branch.end, step.link = prompt.head, link, link
-        if opening or link in self._openings:
-            samples = self._openings.setdefault(link, Opening()).samples
-            samples.append(Sample(step, prompt.head))
-            if len(samples) > MOST_OPENINGS:
-                for call in samples.pop(0).calls:
-                    self._sampled.pop(call, None)
-            self._mark(session, link)
-            return
-        known = self._ends.get(link, ())
-        if step.branch not in known:
-            self._ends[link] = (*known, step.branch)
-            self._mark(session, link)
+        step.branch.end = step.link = link
+        step.head, step.opening = prompt.head, opening
+        ends = self._ends.setdefault(link, _Ends())
+        ends.steps.append(step)
+        if len(ends.steps) > MOST_ENDS:
+            del ends.steps[0]
+            ends.lost = True
+        self.mark(session, link)
         for _, key in prompt.exchanges():
-            self._remember(self._exchanges, key, step.branch)
+            self._remember(self._exchanges, key, step)
             break
 
     def finished(self, step: Step, answer: Answer) -> None:
         """Remember what a step has put out."""
         tenant = step.session.workflow.tenant
-        keys = frozenset(call_key(tenant, call.id, call.name) for call in answer.calls)
-        for key in keys:
-            self._remember(self._calls, key, step.branch)
-        opening = self._openings.get(step.link)
-        for sample in opening.samples if opening else ():
-            if sample.step is step:
-                sample.said, sample.text, sample.calls = said(tenant, answer), answer.text.strip()[:1024], keys
-                self._sampled.update(dict.fromkeys(keys, sample))
-        self.handovers.offer(step, answer, beside=opening is not None)
+        step.said = said(tenant, answer)
+        for call in answer.calls:
+            if key := call_key(tenant, call):
+                self._remember(self._calls, key, step)
+        beside = step.opening and step.taken is None
+        self.handovers.offer(step, answer, beside)
 
-    def parted(self, sample: Sample, session: Session) -> None:
-        """The sample was another run's than that session's, and has a branch of its own now: so have its answers."""
-        branch = sample.step.branch
-        for key in sample.calls:
-            if self._calls.get(key):
-                self._calls[key] = branch
-        mine = [source for source in session.outputs if source.step == sample.step.id]
-        session.outputs = [source for source in session.outputs if source.step != sample.step.id]
-        branch.session.outputs += mine
+    def parted(self, step: Step, old: Session) -> None:
+        """The step was another run's than that session's, and has a session of its own now: so have its answers."""
+        session = step.session
+        self.mark(session, step.link)
+        for key in [key for key in old.recent if self._calls.get(key) is step]:
+            old.recent.remove(key)
+            session.recent.append(key)
+        mine = [source for source in old.outputs if source.step == step.id]
+        old.outputs = [source for source in old.outputs if source.step != step.id]
+        session.outputs += mine
         for source in mine:
-            source.branch = branch
+            source.branch = step.branch
 
-    def fed(self, prompt: Prompt, known: int) -> list[Source]:
+    def fed(self, prompt: Prompt, known: int, now: float) -> list[Source]:
         """The outputs that a prompt's messages after the `known` ones hold as a whole."""
-        return self.handovers.find(prompt.tenant, (message.text for message in prompt.messages[known:]))
+        return self.handovers.find(prompt.tenant, (message.text for message in prompt.messages[known:]), now)
+
+    def mark(self, session: Session, link: int) -> None:
+        """The session is among those that the link leads to."""
+        session.marks.append(link)
+        if len(session.marks) > MOST_MARKS:  # not the first, where forks of the whole run would begin
+            self._unmark(session, session.marks.pop(1))
 
     def forget(self, session: Session) -> None:
         """The session is forgotten: so is what it was known by."""
-        for key in session.marks:
-            rest = tuple(b for b in self._ends.get(key, ()) if b.session is not session)
-            if rest:
-                self._ends[key] = rest
-            else:
-                self._ends.pop(key, None)
-            if opening := self._openings.get(key):
-                for sample in opening.samples:
-                    for call in sample.calls if sample.step.session is session else ():
-                        self._sampled.pop(call, None)
-                opening.samples = [s for s in opening.samples if s.step.session is not session]
-                if not opening.samples:
-                    del self._openings[key]
+        for link in set(session.marks):
+            self._unmark(session, link)
         for key in session.recent:
-            self._calls.pop(key, None)
-            self._exchanges.pop(key, None)
+            self._forget_key(session, key)
         for source in session.outputs:
             self.handovers.forget(source)
+        del session.marks[:], session.recent[:], session.outputs[:]
 
-    def _at_end(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Kin | None:
-        """Kin whose prompt was messages 0 to i, an answer among them."""
-        link, last = prompt.links[i], i == len(prompt.links) - 1
-        found = [b for b in self._ends.get(link, ()) if b.look == prompt.role and _within(b, scope)]
-        if not found:
+    def _unmark(self, session: Session, link: int) -> None:
+        if ends := self._ends.get(link):
+            ends.steps = [step for step in ends.steps if step.session is not session]
+            if not ends.steps:
+                del self._ends[link]
+
+    def _onward(self, prompt: Prompt, i: int, mine: list[Step], lost: bool) -> Kin | None:
+        """Kin whose prompt was messages 0 to i, and whose answer the next message is."""
+        turn = prompt.messages[i + 1]
+        minted = [step for key in turn.calls if (step := self._calls.get(key)) and step in mine]
+        for sure in (minted, [s for s in mine if s.said == turn.digest], [s for s in mine if s.taken == turn.digest]):
+            if sure:
+                return _goes_on(_the_one(sure, prompt.head), prompt, i)
+        mine = [s for s in mine if s.state in (PLACED, FINISHED)]
+        if not mine:
             return None
-        branch = next((b for b in found if b.end == link), found[0])
-        if branch.end != link:
-            return Kin(FORKS, "lineage:fork", branch, i + 1)
-        return (
-            Kin(REPEATS, "lineage:repeat", branch, i + 1) if last else Kin(CONTINUES, "lineage:prefix", branch, i + 1)
-        )
+        # No answer that is known: the client has rewritten it, if this is that run at all.
+        waiting = [s for s in mine if s.taken is None and not _is_taken_up(s)] if mine[0].opening else mine
+        if lost or not waiting or len({s.session for s in mine}) > 1 or _length(prompt, i) < DISTINCT:
+            raise _Unsure
+        return _goes_on(waiting[-1] if waiting[-1].branch.end == prompt.links[i] else waiting[0], prompt, i)
 
-    def _at_opening(
-        self, prompt: Prompt, i: int, scope: Session | Workflow | None, now: float, named: bool
+    def _again(
+        self, prompt: Prompt, mine: list[Step], scope: Scope, minted: Step | None, named: bool, now: float
     ) -> Kin | None:
-        """Kin that began with messages 0 to i, if it can be told which."""
-        opening = self._openings.get(prompt.links[i])
-        if opening is None:
+        """Kin that had the very same prompt, unless a run waits that has come to it just now."""
+        if minted:
+            mine = [s for s in mine if not s.after or minted.id in s.after]
+        mine = [s for s in mine if s.head == prompt.head or not s.opening]
+        if not mine:
             return None
-        mine = [s for s in opening.samples if s.step.branch.look == prompt.role and _within(s.step.branch, scope)]
-        exact = [s for s in mine if s.head == prompt.head]
-        if not mine or (i == len(prompt.links) - 1 and not exact):
-            return None
-        if i == len(prompt.links) - 1:
-            sample = _sampled_again(exact, now, named)
-            return Kin(REPEATS, "lineage:repeat", sample.step.branch, i + 1) if sample else None
-        sample = _taken_up(exact or mine, prompt.messages[i + 1], bool(exact))
-        if sample is None:
-            return None
-        return _from_sample(sample, i)
+        if mine[-1].opening:
+            step = _sampled_again(mine, now, named)
+            return Kin(REPEATS, "lineage:repeat", step.branch, len(prompt.links)) if step else None
+        if rival := self._rival(prompt, scope, mine):
+            return rival
+        if len({s.session for s in mine}) > 1:
+            mine = [s for s in mine if s.branch.end == s.link]
+        if len({s.session for s in mine}) != 1:
+            raise _Unsure
+        branch = mine[-1].branch
+        if branch.end != mine[-1].link:
+            return Kin(FORKS, "lineage:fork", branch, len(prompt.links))
+        return Kin(REPEATS, "lineage:repeat", branch, len(prompt.links))
 
-    def _rerun(self, prompt: Prompt, old: Kin, scope: Session | Workflow | None, now: float, named: bool) -> Kin | None:
-        """The run that has come to a prompt which an older run had word for word: it waits, and is the later one."""
-        since = _arrived_at(old.branch, prompt.links[-1])
+    def _rival(self, prompt: Prompt, scope: Scope, old: list[Step]) -> Kin | None:
+        """Another run that waits for just this message. Raises _Unsure where it is not the later of the two."""
+        sessions = {s.session for s in old}
         for i in range(len(prompt.links) - 2, -1, -1):
-            kin = self._at_end(prompt, i, scope) or self._at_opening(prompt, i, scope, now, named)
-            if kin and kin.branch.session is not old.branch.session:
-                last = kin.sample.step if kin.sample else kin.branch.last
-                return kin if kin.how == CONTINUES and last and last.arrived > since else None
+            ends, turn = self._ends.get(prompt.links[i]), prompt.messages[i + 1]
+            waiting = [
+                s for s in (ends.steps if ends else ())
+                if s.branch.look == prompt.role and s.taken is None and s.said == turn.digest
+                and s.branch.end == s.link and s.session not in sessions and _within(s, scope)
+            ]  # fmt: skip
+            if waiting:
+                if waiting[-1].arrived < max(s.arrived for s in old):
+                    raise _Unsure
+                return _goes_on(_the_one(waiting, prompt.head), prompt, i)
+            if ends:
+                break
         return None
 
-    def _sharing(self, prompt: Prompt, i: int, scope: Session | Workflow | None) -> Branch | None:
-        """The branch of another role with the same history up to message i, an answer of its own included."""
-        for branch in self._ends.get(prompt.links[i], ()):
-            if _within(branch, scope):
-                return branch
-        if i + 1 == len(prompt.messages) or (opening := self._openings.get(prompt.links[i])) is None:
-            return None
-        rest = prompt.messages[i + 1 :]
-        same = [s.step.branch for s in opening.samples if _within(s.step.branch, scope)
-                and (_is_answer(s, rest[0]) or _is_transfer(s.step.branch, rest))]  # fmt: skip
-        return same[0] if len({b.session.workflow for b in same}) == 1 else None
-
-    def _minted(self, prompt: Prompt) -> tuple[int, Branch | None]:
-        """The latest tool call in the prompt that is known to be one branch's, and that branch."""
+    def _minted(self, prompt: Prompt) -> Step | None:
+        """The step that made the latest tool call in the prompt of which one is known."""
         for message in reversed(prompt.messages):
             for key in message.calls:
-                if branch := self._calls.get(key):
-                    return key, branch
-        return 0, None
+                if step := self._calls.get(key):
+                    return step
+        return None
 
-    def _by_call(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
+    def _by_call(self, prompt: Prompt, scope: Scope) -> Kin | None:
         """By the latest tool call that a worker minted for an agent of this role, else for any."""
         other: Kin | None = None
         for i in range(len(prompt.messages) - 1, -1, -1):
             for key in prompt.messages[i].calls:
-                branch = self._calls.get(key)
-                if branch and _within(branch, scope):
-                    kin = self._rewritten(prompt, branch, "lineage:tool-call", i + 1)
+                step = self._calls.get(key)
+                if step and _within(step, scope):
+                    kin = _rewritten(prompt, step, "lineage:tool-call", i + 1)
                     if kin.how == REWRITES:
                         return kin
                     other = other or kin
         return other
 
-    def _by_exchange(self, prompt: Prompt, scope: Session | Workflow | None) -> Kin | None:
-        size, found, upto = 0, None, 0
+    def _by_exchange(self, prompt: Prompt, scope: Scope) -> Kin | None:
+        """By two assistant turns with what answered them, both of one session."""
+        found: tuple[Step, int] | None = None
         for last, key in prompt.exchanges():
-            branch = self._exchanges.get(key)
-            if branch is None or not _within(branch, scope) or (found and branch.session is not found.session):
+            step = self._exchanges.get(key)
+            if step is None or not _within(step, scope):
                 continue
-            found, upto = found or branch, upto or last + 1
-            size += sum(len(m.text) for m in _exchange(prompt, last))
-            if size >= SHORTEST_EXCHANGE:
-                return self._rewritten(prompt, found, "lineage:compaction", upto)
+            if found is None:
+                found = step, last + 1
+            elif step.session is found[0].session:
+                upto = prompt.messages[: found[1]]
+                if sum(len(m.text) for m in upto) >= DISTINCT:
+                    return _rewritten(prompt, found[0], "lineage:compaction", found[1])
         return None
 
-    def _rewritten(self, prompt: Prompt, branch: Branch, rule: str, known: int) -> Kin:
-        same = branch.look == prompt.role
-        return Kin(REWRITES if same else JOINS, rule, branch, known)
-
-    def _mark(self, session: Session, key: int) -> None:
-        session.marks.append(key)
-        if len(session.marks) > MOST_MARKS:
-            self._ends.pop(session.marks[1], None)  # not the first, where forks of the whole run would begin
-            del session.marks[1]
-
-    def _remember(self, index: dict[int, Branch | None], key: int, branch: Branch) -> None:
-        """Keep the key for the branch; one that two sessions have says nothing from then on."""
-        session = branch.session
-        if key in index:
-            old = index[key]
-            index[key] = branch if old and old.session is session else None
+    def _remember(self, index: dict[int, Step], key: int, step: Step) -> None:
+        """Keep the key for the step; one that two sessions have had says nothing from then on."""
+        if key in self._ambiguous:
+            self._ambiguous.move_to_end(key)
             return
-        index[key] = branch
-        session.recent.append(key)
-        if len(session.recent) > MOST_RECENT:
-            oldest = session.recent.pop(0)
-            self._calls.pop(oldest, None)
-            self._exchanges.pop(oldest, None)
+        old = index.get(key)
+        if old is not None and old.session is not step.session:
+            del index[key]
+            self._ambiguous[key] = None
+            if len(self._ambiguous) > MOST_AMBIGUOUS:
+                self._ambiguous.popitem(last=False)
+            return
+        index[key] = step
+        if old is None:
+            step.session.recent.append(key)
+            if len(step.session.recent) > MOST_RECENT:
+                self._forget_key(step.session, step.session.recent.pop(0))
+
+    def _forget_key(self, session: Session, key: int) -> None:
+        for index in (self._calls, self._exchanges):
+            if (step := index.get(key)) and step.session is session:
+                del index[key]
 
 
-def _within(branch: Branch, scope: Session | Workflow | None) -> bool:
-    return scope is None or branch.session is scope or branch.session.workflow is scope
+def _within(step: Step, scope: Scope) -> bool:
+    return scope is None or step.session is scope or step.session.workflow is scope
 
 
-def _from_sample(sample: Sample, i: int) -> Kin:
-    """Kin of a prompt that goes on from an answer to the opening that its messages 0 to i are."""
-    branch = sample.step.branch
-    how = CONTINUES if branch.end == sample.step.link else FORKS if sample.next is not None else PARTS
-    rule = {CONTINUES: "lineage:prefix", FORKS: "lineage:fork", PARTS: "lineage:twin"}[how]
-    return Kin(how, rule, branch, i + 1, sample)
+def _length(prompt: Prompt, i: int) -> int:
+    return sum(len(message.text) for message in prompt.messages[: i + 1])
 
 
-def _sampled_again(samples: list[Sample], now: float, sure: bool) -> Sample | None:
+def _is_taken_up(step: Step) -> bool:
+    """Whether the run of an opening has gone on from another answer to it."""
+    return step.branch.end != step.link
+
+
+def _the_one(steps: list[Step], head: int) -> Step:
+    """The step that a prompt with this system prompt goes on from. Raises _Unsure where two runs fit."""
+    for narrow in (
+        lambda s: True,
+        lambda s: s.head == head,
+        lambda s: s.head == head and s.taken is None and s.branch.end == s.link,
+    ):
+        left = [s for s in steps if narrow(s)]
+        if len({s.session for s in left}) == 1:
+            return next((s for s in left if s.taken is None), left[-1])
+    raise _Unsure
+
+
+def _goes_on(step: Step, prompt: Prompt, i: int) -> Kin:
+    """Kin of a prompt that goes on from the answer to a step whose messages were 0 to i."""
+    branch = step.branch
+    if branch.end == step.link:
+        return Kin(CONTINUES, "lineage:prefix", branch, i + 1, step)
+    if step.opening and step.taken is None:
+        return Kin(PARTS, "lineage:twin", branch, i + 1, step)
+    return Kin(FORKS, "lineage:fork", branch, i + 1, step)
+
+
+def _sampled_again(steps: list[Step], now: float, named: bool) -> Step | None:
     """The latest sample of a run that waits at its opening: it runs, it failed, or its answer is a moment old."""
-    latest = samples[-1]
-    run = [s for s in samples if s.step.session is latest.step.session]
-    if any(s.next is not None for s in run) or (len(run) >= MOST_SAMPLES and not sure):
+    latest = steps[-1]
+    run = [s for s in steps if s.session is latest.session]
+    if any(s.taken is not None for s in run) or (len(run) >= MOST_SAMPLES and not named):
         return None
-    ended = latest.step.finished
-    again = sure or latest.said is None or ended is None or now - ended <= RESAMPLE_SECONDS
+    failed = latest.state in (FAILED, CANCELLED, REJECTED)
+    again = named or failed or latest.finished is None or now - latest.finished <= RESAMPLE_SECONDS
     return latest if again else None
 
 
-def _taken_up(samples: list[Sample], turn: Message, exact: bool) -> Sample | None:
-    """The sample that a prompt goes on from, if its next message is `turn`; None where that cannot be told.
+def _sharing(prompt: Prompt, i: int, steps: Iterable[Step], sure: bool, now: float) -> Step | None:
+    """The step of another agent's with the same history up to message i; None where two workflows have one.
 
-    First the one whose tool calls these are; then the answer itself; as clients may rewrite it then a run that waits,
-    if the system prompt is `exact` or there is no other; then one that was taken up with this very turn; then another
-    sample of one that was taken up.
+    `sure`: a tool call in the prompt is known to be of this workflow.
     """
-    taken = {s.step.session for s in samples if s.next is not None}
-    waiting = [s for s in samples if s.next is None and s.step.state in (PLACED, FINISHED)]
-    waiting.sort(key=lambda s: s.step.session in taken)
-    alone = len({s.step.session for s in samples}) == 1
-    sure = exact or alone
-    for group in (
-        [s for s in samples if not s.calls.isdisjoint(turn.calls)],
-        [s for s in waiting if s.said == turn.digest],
-        [s for s in waiting if s.step.session not in taken and sure],
-        [s for s in samples if s.next == turn.digest],
-        [s for s in waiting if sure],
-    ):
-        if group:
-            return group[0]
-    return max(samples, key=lambda s: s.next is not None) if alone else None
+    rest = prompt.messages[i + 1 :]
+    same = [
+        s for s in steps
+        if (not s.opening and (sure or _length(prompt, i) >= DISTINCT))
+        or (rest and s.said == rest[0].digest and (sure or _length(prompt, i + 1) >= DISTINCT))
+        or (rest and _is_transfer(s, rest, now))
+    ]  # fmt: skip
+    return same[-1] if len({s.session.workflow for s in same}) == 1 else None
 
 
-def _is_answer(sample: Sample, message: Message) -> bool:
-    if message.speaker == ASSISTANT and sample.said == message.digest:
-        return True
-    return bool(sample.text) and message.text.strip()[:1024] == sample.text
+def _is_transfer(step: Step, rest: Sequence[Message], now: float) -> bool:
+    """Whether the step called a tool that hands over to an agent whom these messages name (AutoGen's swarm)."""
+    if step.finished is None or now - step.finished > RECENT_SECONDS or step.branch.last is not step:
+        return False
+    names = [tool.partition(word)[2] for tool in step.tools for word in TRANSFERS if tool.startswith(word)]
+    text = " ".join(message.text for message in rest).replace("_", " ")
+    return any(name and name.replace("_", " ") in text for name in names)
 
 
-def _arrived_at(branch: Branch, link: int) -> float:
-    """When the branch's session last had the prompt of that link, in seconds."""
-    steps = branch.session.workflow.steps
-    return max((s.arrived for s in steps if s.link == link and s.session is branch.session), default=0.0)
-
-
-def _is_transfer(branch: Branch, rest: Sequence[Message]) -> bool:
-    """Whether the branch waits for a tool that hands over to an agent that these messages name (AutoGen's swarm)."""
-    tools = branch.last.tools if branch.last and not branch.session.running else ()
-    names = [tool.partition(word)[2].replace("_", " ") for tool in tools for word in TRANSFERS if tool.startswith(word)]
-    text = " ".join(message.text for message in rest).replace("_", " ") if names else ""
-    return any(name and name in text for name in names)
-
-
-def _exchange(prompt: Prompt, last: int) -> Iterator[Message]:
-    for i in range(last, -1, -1):
-        yield prompt.messages[i]
-        if prompt.messages[i].speaker == ASSISTANT:
-            return
+def _rewritten(prompt: Prompt, step: Step, rule: str, known: int) -> Kin:
+    same = step.branch.look == prompt.role
+    return Kin(REWRITES if same else JOINS, rule, step.branch, known, step)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from scheduler import lineage as l
 from scheduler.events import StepArrived
 from scheduler.graph import FINISHED, PLACED, Branch, Graph, Session, Step, Workflow
 from scheduler.handover import Source
 from scheduler.identity import ANONYMOUS, Identity
-from scheduler.lineage import Kin, Lineage
+from scheduler.lineage import Kin, Lineage, Scope
 from scheduler.prompt import Answer, Prompt
 
 TASK, HANDOVER = "lineage:task", "lineage:handover"
+SHORTEST_SUMMARY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A step in its run graph; the step that it repeats and that still counts; and the one that parted for it."""
+
+    step: Step
+    original: Step | None = None
+    parted: Step | None = None
 
 
 class Linker:
@@ -22,42 +32,46 @@ class Linker:
         self.graph = graph
         self.lineage = Lineage()
 
-    def link(self, event: StepArrived, now: float) -> tuple[Step, Step | None]:
-        """Join the step to its workflow, session and branch, making what is new; and the step that it repeats, if any.
-
-        A step that failed is not repeated but replaced.
-        """
+    def link(self, event: StepArrived, now: float) -> Linked:
+        """Join the step to its workflow, session and branch, making what is new. A step that failed is replaced."""
         who, prompt = event.identity, event.prompt
         scope = self._scope(who, now)
         kin = self.lineage.find(prompt, scope, now) if prompt else None
         if kin and kin.how == l.REPEATS and who.role and kin.branch.last and kin.branch.last.role != who.role:
             kin = None  # the same words, but another node of the graph
-        sources = [s for s in self.lineage.fed(prompt, kin.known if kin else 0) if self._kept(s)] if prompt else []
-        if kin is None and prompt and not (isinstance(scope, Session)):
-            kin = self._by_content(prompt, scope, sources)
+        sources = self.lineage.fed(prompt, kin.known if kin else 0, now) if prompt else []
+        if kin is None and prompt and not isinstance(scope, Session):
+            kin = _by_content(prompt, scope, sources)
+        original = kin.branch.last if kin and kin.how == l.REPEATS else None
         branch = self._branch(event, scope, kin, now)
         self._describe(branch, who, prompt)
         after = self._after(branch, who, kin, prompt)
         for source in sources:
-            self._take(source, branch, now)
-        fed = [s.step for s in sources if s.branch.session.workflow is branch.session.workflow and _counts(s, branch)]
+            if branch.last is not None or (prompt and source.head != prompt.head):
+                self._take(source, branch, now)
+        session = branch.session
+        fed = [s.step for s in sources if s.branch.session is not session
+               and s.branch.session.workflow is session.workflow]  # fmt: skip
         rule = who.rule if who.rule != ANONYMOUS or kin is None else kin.rule
         step = Step(event.step, event.model, rule, branch, tuple(dict.fromkeys((*after, *fed))), now, event.pinned)
         step.role = who.role or branch.look or branch.session.role
         step.gap = _gap(branch, kin, now)
-        original = branch.last if kin and kin.how == l.REPEATS else None
         self.graph.add(step, now)
         branch.session.ended = who.final
         if prompt:
-            if kin and kin.sample:
-                kin.sample.next = prompt.messages[kin.known].digest
-            self.lineage.arrived(step, prompt, opening=kin is None or kin.rule in (TASK, HANDOVER))
-        return step, original if original and original.state in (PLACED, FINISHED) else None
+            if kin and kin.step and kin.how in (l.CONTINUES, l.FORKS, l.PARTS):
+                kin.step.taken = prompt.messages[kin.known].digest
+            opening = kin is None or kin.rule in (TASK, HANDOVER)
+            self.lineage.arrived(step, prompt, opening or bool(original and original.opening))
+        counts = original is not None and original.state in (PLACED, FINISHED)
+        parted = kin.step if kin and kin.how == l.PARTS and not isinstance(scope, Session) else None
+        return Linked(step, original if counts else None, parted)
 
     def answered(self, step: Step, answer: Answer) -> None:
         """Learn what the step has put out."""
         step.tools = tuple(call.name for call in answer.calls)
-        self.lineage.finished(step, answer)
+        if step.link:
+            self.lineage.finished(step, answer)
 
     def knows(self, who: Identity, prompt: Prompt | None, now: float) -> bool:
         """Whether a step of this identity and prompt would continue a workflow rather than begin one."""
@@ -67,39 +81,35 @@ class Linker:
         named = who.workflow or who.parent or who.session
         return prompt is not None and not named and self.lineage.find(prompt, None, now) is not None
 
-    def _scope(self, who: Identity, now: float) -> Session | Workflow | None:
+    def _scope(self, who: Identity, now: float) -> Scope:
         """The session or workflow that the client names; None where it names none."""
-        names = (who.workflow, who.parent, who.session)
-        if not any(names):
+        if not (who.workflow or who.parent or who.session):
             return None
         root = None
         if who.workflow is None:  # harnesses that name a session or its parent, but not the root
             known = (who.session, who.parent)
             root = next((w for s in known if s and (w := self.graph.root_of(who.tenant, s))), None)
-        workflow = root or self.graph.workflow(who.tenant, who.workflow or who.parent or who.session or "", now)
+        name = who.workflow or who.parent or who.session or ""
+        workflow = root or self.graph.workflow(who.tenant, name, now)
         return self.graph.session(workflow, who.session) if who.session else workflow
 
-    def _branch(self, event: StepArrived, scope: Session | Workflow | None, kin: Kin | None, now: float) -> Branch:
+    def _branch(self, event: StepArrived, scope: Scope, kin: Kin | None, now: float) -> Branch:
         if isinstance(scope, Session):
             return self._in_session(scope, kin, event.prompt)
-        if isinstance(scope, Workflow) and (kin is None or kin.how == l.PARTS):
+        if kin is None and isinstance(scope, Workflow):
             if event.prompt is None or not scope.sessions:
                 return self.graph.session(scope, scope.id).branches[-1]
             return self.graph.session(scope, f"s-{event.step}", named=False).branches[0]
         if kin is None:
             workflow = self.graph.workflow(event.identity.tenant, f"w-{event.step}", now, named=False)
             return self.graph.session(workflow, workflow.id, named=False).branches[0]
-        if kin.how == l.PARTS and kin.sample:
-            session = kin.sample.step.session
-            self.graph.part(kin.sample.step, now)
-            self.lineage.parted(kin.sample, session)
-            return kin.sample.step.branch
+        if kin.how == l.PARTS and kin.step:
+            self.lineage.parted(kin.step, self.graph.part(kin.step, now))
+            return kin.step.branch
         if kin.how in (l.JOINS, l.SPAWNED):
             session = self.graph.session(kin.branch.session.workflow, f"s-{event.step}", named=False)
             session.parent = kin.branch.session.id if kin.how == l.SPAWNED else None
             return session.branches[0]
-        if kin.how == l.CONTINUES and kin.sample:
-            kin.branch.last = kin.sample.step
         return self._along(kin)
 
     def _in_session(self, session: Session, kin: Kin | None, prompt: Prompt | None) -> Branch:
@@ -111,6 +121,8 @@ class Linker:
         return self.graph.fork(session.branches[-1])
 
     def _along(self, kin: Kin) -> Branch:
+        if kin.how == l.CONTINUES and kin.step:
+            kin.branch.last = kin.step
         return kin.branch if kin.how in (l.CONTINUES, l.REPEATS) else self.graph.fork(kin.branch)
 
     def _describe(self, branch: Branch, who: Identity, prompt: Prompt | None) -> None:
@@ -123,61 +135,63 @@ class Linker:
     def _after(self, branch: Branch, who: Identity, kin: Kin | None, prompt: Prompt | None) -> tuple[str, ...]:
         """The steps that this one follows: on its branch, where it forked, who handed over, whom the client names."""
         session = branch.session
-        roles = dict.fromkeys(who.after)
-        named = [s.last_step for s in session.workflow.sessions.values() if s.role in roles and s.last_step]
         if kin and kin.how == l.REPEATS and branch.last:
             return branch.last.after
+        parent = session.workflow.sessions.get(session.parent or "")
+        before: list[str | None]
         if branch.last:
-            before: list[str | None] = [branch.last.id]
-        elif kin and kin.branch.session is session:
-            before = [self._step_at(kin, prompt.links[kin.known - 1] if prompt and kin.known else 0)]
+            before = [branch.last.id]
+        elif kin and kin.step:
+            before = [kin.step.id]
         elif kin:
-            before = [kin.step or (kin.branch.last.id if kin.branch.last else None)]
+            before = [self._step_at(kin, prompt.links[kin.known - 1] if prompt and kin.known else 0)]
         else:
-            parent = session.workflow.sessions.get(session.parent or "")
-            before = [parent.last_step] if parent and parent.last_step else []
-        if kin and kin.shared and kin.shared.last:
-            before.append(kin.shared.last.id)
-        return tuple(step for step in (*before, *named) if step)
+            before = [parent.last_step if parent else None]
+        if kin and kin.shared:
+            before.append(kin.shared.id)
+        if who.after:
+            before += [s.last_step for s in session.workflow.sessions.values() if s.role in who.after]
+        return tuple(step for step in before if step)
 
     def _step_at(self, kin: Kin, link: int) -> str | None:
-        """The step of a session that a new branch goes on from."""
+        """The step of a session that a new branch goes on from, where only its prompt is known."""
         session = kin.branch.session
         for step in reversed(session.workflow.steps):
-            if step.session is session and (kin.how == l.REWRITES or step.link == link):
-                return step.id
+            if step.session is session and step.link == link:
+                return step.after[0] if step.after else None
         return kin.branch.last.id if kin.branch.last else None
-
-    def _by_content(self, prompt: Prompt, scope: Workflow | None, sources: list[Source]) -> Kin | None:
-        """A prompt without history that holds an output as a whole: spawned by it, a summary of it, or fed by it."""
-        if scope is not None:
-            sources = [s for s in sources if s.branch.session.workflow is scope]
-        for source in reversed(sources):
-            if source.task and source.waits:
-                return Kin(l.SPAWNED, TASK, source.branch, step=source.step)
-        for source in reversed(sources):
-            session = source.branch.session
-            if source.task or session.running or session.last_step != source.step:
-                continue
-            if source.branch.head == prompt.head:
-                return Kin(l.REWRITES, "lineage:compaction", source.branch)
-            return Kin(l.JOINS, HANDOVER, source.branch)
-        return None
-
-    def _kept(self, source: Source) -> bool:
-        workflow = source.branch.session.workflow
-        return self.graph.get(workflow.tenant, workflow.id) is workflow
 
     def _take(self, source: Source, branch: Branch, now: float) -> None:
         """Adopt the workflow whose output this step was fed, where that began and ended while the branch waited."""
         child, own = source.branch.session.workflow, branch.session.workflow
-        if child is own or child.named or child.running or source.branch.last is None:
+        if child is own or child.named or child.running or any(s.named for s in child.sessions.values()):
             return
-        if source.branch.session.last_step != source.step or source.branch.last.id != source.step:
+        if not _is_last(source) or self.graph.workflows.get((child.tenant, child.id)) is not child:
             return
-        since = branch.last.finished if branch.last else now
+        since = branch.last.finished if branch.last else None
         if branch.last is None or (since is not None and child.arrived >= since):
             self.graph.adopt(child, own, branch.session.id if branch.last else None)
+
+
+def _by_content(prompt: Prompt, scope: Scope, sources: list[Source]) -> Kin | None:
+    """A prompt without history that holds an output as a whole: spawned by it, a summary of it, or fed by it."""
+    if isinstance(scope, Workflow):
+        sources = [s for s in sources if s.branch.session.workflow is scope]
+    for source in reversed(sources):
+        if source.task and source.waits and source.head != prompt.head:
+            return Kin(l.SPAWNED, TASK, source.branch, step=source.made_by)
+    for source in reversed(sources):
+        if source.task or source.branch.session.running or not _is_last(source):
+            continue
+        if source.head != prompt.head:
+            return Kin(l.JOINS, HANDOVER, source.branch, step=source.made_by)
+        if source.length >= SHORTEST_SUMMARY and source.branch.session.taken > 1:
+            return Kin(l.REWRITES, "lineage:compaction", source.branch, step=source.made_by)
+    return None
+
+
+def _is_last(source: Source) -> bool:
+    return source.branch.session.last_step == source.step
 
 
 def _gap(branch: Branch, kin: Kin | None, now: float) -> float | None:
@@ -186,8 +200,3 @@ def _gap(branch: Branch, kin: Kin | None, now: float) -> float | None:
         return None
     last = branch.last or (branch.parent.last if branch.parent else None)
     return now - last.finished if last and last.finished is not None else None
-
-
-def _counts(source: Source, branch: Branch) -> bool:
-    """Whether a source of the same workflow was needed: what an agent itself has written before is its history."""
-    return source.branch.session is not branch.session

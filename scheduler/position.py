@@ -76,6 +76,12 @@ class Progress:
                 if not source.followers[one.role]:
                     del source.followers[one.role]
 
+    def absorb(self, other: Progress) -> None:
+        """Another run turned out to be a part of this one."""
+        self._steps.update(other._steps)
+        while len(self._steps) > MOST_STEPS:
+            self._steps.popitem(last=False)
+
     def leaves(self) -> list[str]:
         """The roles of the steps that nothing follows: where the lines of the run end, when the run does."""
         return [one.role for one in self._steps.values() if not one.followers]

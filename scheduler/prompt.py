@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 LONGEST_CHAIN = 10_000
+SHORTEST_ID = 9  # characters of a tool call's id that look random
 ASSISTANT = "assistant"
 
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
@@ -88,7 +89,7 @@ def read(tenant: str, body: Mapping[str, Any]) -> Prompt | None:
     if not isinstance(items, list):
         return None
     system = [_text(body[name]) for name in ("system", "instructions") if body.get(name)]
-    known: dict[str, str] = {}
+    known: dict[str, ToolCall] = {}
     messages: list[Message] = []
     for item in items[:LONGEST_CHAIN]:
         if not isinstance(item, Mapping):
@@ -114,9 +115,12 @@ def said(tenant: str, answer: Answer) -> int:
     return _digest(tenant, ASSISTANT, _stripped(answer.text), *_canonical_calls(answer.calls))
 
 
-def call_key(tenant: str, id: str, name: str) -> int:
-    """Names a tool call. The function belongs to it: some models mint ids that are not unique."""
-    return _digest(tenant, "call", id, name)
+def call_key(tenant: str, call: ToolCall) -> int:
+    """Names a tool call; 0 where its id is such that others may have it too (`functions.look:0`, `call_1`)."""
+    last = call.id.rpartition("-")[2].rpartition("_")[2]
+    if len(last) < SHORTEST_ID or not last.isalnum() or last.isalpha():
+        return 0
+    return _digest(tenant, "call", call.id, *_canonical_calls((call,)))
 
 
 def shorten(text: str) -> str:
@@ -144,7 +148,7 @@ def _tool_name(tool: object) -> str:
     return str(name or tool.get("type") or "")
 
 
-def _messages(tenant: str, item: Mapping[str, Any], known: dict[str, str]) -> list[Message]:
+def _messages(tenant: str, item: Mapping[str, Any], known: dict[str, ToolCall]) -> list[Message]:
     """The messages of one item: several where an Anthropic message answers tool calls, none where it only thinks."""
     kind = item.get("type")
     if kind == "reasoning":
@@ -169,15 +173,16 @@ def _messages(tenant: str, item: Mapping[str, Any], known: dict[str, str]) -> li
     return made
 
 
-def _said(tenant: str, text: str, calls: Sequence[ToolCall], known: dict[str, str]) -> Message:
+def _said(tenant: str, text: str, calls: Sequence[ToolCall], known: dict[str, ToolCall]) -> Message:
     for call in calls:
-        known[call.id] = call.name
-    keys = tuple(call_key(tenant, call.id, call.name) for call in calls)
+        known[call.id] = call
+    keys = tuple(filter(None, (call_key(tenant, call) for call in calls)))
     return Message(ASSISTANT, _digest(tenant, ASSISTANT, _stripped(text), *_canonical_calls(calls)), text, keys)
 
 
-def _answered(tenant: str, id: str, text: str, known: dict[str, str]) -> Message:
-    return Message("tool", _digest(tenant, "tool", _stripped(text)), text, (call_key(tenant, id, known.get(id, "")),))
+def _answered(tenant: str, id: str, text: str, known: dict[str, ToolCall]) -> Message:
+    key = call_key(tenant, known[id]) if id in known else 0
+    return Message("tool", _digest(tenant, "tool", _stripped(text)), text, (key,) if key else ())
 
 
 def _chat_calls(calls: object) -> Iterator[ToolCall]:

@@ -77,8 +77,11 @@ class Scheduler:
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
         if not any(event.model in w.models for w in self.workers.values()):
             return [self.refusal(event.step, event.model)]  # and remember nothing of it
-        step, original = self.linker.link(event, now)
-        self.knowledge.arrived(step, original)
+        linked = self.linker.link(event, now)
+        step = linked.step
+        if linked.parted:
+            self.knowledge.parted(linked.parted)
+        self.knowledge.arrived(step, linked.original)
         for session in self.graph.crop(step.session.workflow):
             self._forget(session)
         step.session.running += 1
@@ -250,6 +253,9 @@ class Scheduler:
         sessions = [s for w in self.graph.workflows.values() for s in w.sessions.values()]
         assert sum(s.running for s in sessions) == len(self.running), "a session counts a step that ended"
         assert self.graph.steps == sum(len(w.steps) for w in self.graph.workflows.values()), "steps miscounted"
+        for workflow in self.graph.workflows.values():
+            assert all(s.workflow is workflow for s in workflow.sessions.values()), "a session belongs elsewhere"
+            assert len(workflow.repeats) <= len(workflow.steps), "repeats outlive their steps"
         for worker in self.workers.values():
             assert worker.sessions <= self.graph.live.keys(), "a worker holds a session that is not live"
             assert all(s.seats.get(worker.pool) == worker.seat for s in worker.sessions), "a seat is elsewhere"

@@ -17,6 +17,7 @@ from server import errors
 
 LONGEST_ANSWER = 16_384
 """Characters of an answer that are kept until the step ends."""
+MOST_CALLS = 128
 
 
 class Dialect:
@@ -65,6 +66,7 @@ class Dialect:
         """The answer so far was none: another worker begins anew."""
         self.stop = self.error = None
         self._texts, self._calls = [], {}
+        self._room = LONGEST_ANSWER if self.listens else 0
 
     def _say(self, text: object) -> None:
         if isinstance(text, str) and self._room > 0:
@@ -73,10 +75,10 @@ class Dialect:
 
     def _call(self, index: object, id: object, name: object, arguments: object) -> None:
         """A tool call, or more of the arguments of the one at `index`."""
-        if self._room <= 0 or not isinstance(index, int):
+        if not isinstance(index, int) or (index not in self._calls and len(self._calls) >= MOST_CALLS):
             return
         call = self._calls.setdefault(index, [str(id or ""), str(name or "")])
-        if isinstance(arguments, str):
+        if isinstance(arguments, str) and self._room > 0:
             call.append(arguments)
             self._room -= len(arguments)
 
@@ -104,7 +106,7 @@ class Dialect:
 class Completions(Dialect):
     """`/v1/completions`."""
 
-    marks = (b'"usage":{', b'"finish_reason":"', b'"error":')
+    marks = (b'"usage":{', b'"finish_reason":"', b'"error":', b'"id":"chatcmpl-tool', b'"tool_calls":[{"id"')
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         choices = data.get("choices") or []
@@ -208,7 +210,7 @@ class Messages(Dialect):
     anthropic = True
     listens = True
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
-    marks = (b"event: message_delta", b"event: error", b'"error":')
+    marks = (b"event: message_delta", b"event: content_block_start", b"event: error", b'"error":')
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         kind = data.get("type")

@@ -14,6 +14,11 @@ from scheduler.scheduler import Scheduler
 Messages = list[dict[str, Any]]
 
 
+def mint(n: int) -> str:
+    """A tool call's id as vLLM makes it."""
+    return f"chatcmpl-tool-{n:032x}"
+
+
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 

@@ -146,7 +146,7 @@ CLIENTS: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
         {},
         {"metadata": {"workflow_id": "run", "workflow": "report", "node": "write", "after": "search, read",
                       "join": "2"}},
-        {"workflow": "run", "template": "report", "role": "write", "after": ("search", "read"), "join": "2"},
+        {"workflow": "run", "template": "report", "role": "write", "after": ("search", "read")},
     ),
     "an openai sdk that says nothing": (
         {"user-agent": "OpenAI/Python 3.54", "x-stainless-lang": "python", "x-stainless-retry-count": "0",

@@ -11,10 +11,13 @@ from scheduler.events import StepArrived, StepCancelled, Tick, WorkflowFinished
 from scheduler.graph import Limits
 from scheduler.identity import Identity
 from scheduler.prompt import ToolCall, read
-from tests.scheduler.runs import Messages, Runs, asks, result, said, user
+from tests.scheduler.runs import Messages, Runs, asks, mint, result, said, user
 
 LONG = "The door in the north wall is locked and the key hangs behind the picture of the harbour."
 TASK = "Look behind the picture of the harbour and tell me what hangs there."
+
+
+STORY = f"{LONG} {TASK} " * 2
 
 
 @pytest.fixture
@@ -45,14 +48,14 @@ def test_a_changing_date_in_the_system_prompt_does_not_end_a_session(runs: Runs)
 
 
 def test_a_fork_is_a_new_branch_of_its_session_from_where_it_left(runs: Runs) -> None:
-    first = runs.call([user("a")], "b")
-    old = runs.call([user("a"), said("b"), user("c")], "d")
-    runs.call([user("a"), said("b"), user("c"), said("d"), user("e")])
-    fork = runs.call([user("a"), said("b"), user("c"), said("D"), user("E")])
+    first = runs.call([user(STORY)], "b")
+    old = runs.call([user(STORY), said("b"), user("c")], "d")
+    runs.call([user(STORY), said("b"), user("c"), said("d"), user("e")])
+    fork = runs.call([user(STORY), said("b"), user("c"), said("D"), user("E")], "F")
     assert runs.session(fork) == runs.session(first)
     assert runs.step(fork).branch is not runs.step(first).branch
     assert runs.step(fork).after == (old,)
-    on = runs.call([user("a"), said("b"), user("c"), said("D"), user("E"), said("F"), user("G")])
+    on = runs.call([user(STORY), said("b"), user("c"), said("D"), user("E"), said("F"), user("G")])
     assert runs.step(on).branch is runs.step(fork).branch
 
 
@@ -107,7 +110,7 @@ def test_an_opening_whose_call_was_given_up_is_the_same_run(runs: Runs) -> None:
     again = runs.call([user("hi")], "yes")
     assert runs.session(again) == runs.session(one)
     on = runs.call([user("hi"), said("yes"), user("c")])
-    fork = runs.call([user("hi"), said("no"), user("d")])
+    fork = runs.call([user("hi"), said("yes"), user("d")])
     assert runs.session(fork) == runs.session(on) == runs.session(one)
 
 
@@ -128,9 +131,9 @@ def test_a_deterministic_run_repeated_later_is_a_run_of_its_own(runs: Runs) -> N
 
 
 def test_a_minted_tool_call_is_found_though_the_history_before_it_was_rewritten(runs: Runs) -> None:
-    tool = ToolCall("chatcmpl-tool-1", "look", "{}")
+    tool = ToolCall(mint(1), "look", "{}")
     one = runs.call([user("a long beginning")], "", tool, system="S")
-    two = runs.call([user("in short"), asks("chatcmpl-tool-1"), result("chatcmpl-tool-1", "a door")], system="S")
+    two = runs.call([user("in short"), asks(mint(1)), result(mint(1), "a door")], system="S")
     assert runs.session(two) == runs.session(one)
     assert runs.rule(two) == "lineage:tool-call"
     assert runs.step(two).after == (one,)
@@ -146,7 +149,7 @@ def test_tool_call_ids_that_are_not_unique_say_nothing(runs: Runs) -> None:
 
 
 def test_a_tool_call_answered_under_another_system_prompt_is_a_hand_over(runs: Runs) -> None:
-    tool = ToolCall("chatcmpl-tool-1", "transfer_to_b", "{}")
+    tool = ToolCall(mint(1), "transfer_to_b", "{}")
     one = runs.call([user("a")], "", tool, system="You are A.")
     shared = [user("a"), asks(tool.id, tool.name), result(tool.id, "You are B now.")]
     two = runs.call(shared, "done", system="You are B.")
@@ -160,16 +163,19 @@ def test_a_tool_call_answered_under_another_system_prompt_is_a_hand_over(runs: R
 
 def test_agents_that_take_turns_share_a_workflow(runs: Runs) -> None:
     """As AutoGen's round robin does it: one's answer is the other's user message."""
-    a1 = runs.call([user("Write a line.")], "Roses are red.", system="You write.")
-    b1 = runs.call([user("Write a line."), user("Roses are red.")], "Too plain.", system="You judge.")
-    a2 = runs.call([user("Write a line."), said("Roses are red."), user("Too plain.")], "R", system="You write.")
+    line, judged = "Roses are red, and so is the door of the house.", "That is too plain; write of what lies behind it."
+    a1 = runs.call([user("Write a line.")], line, system="You write.")
+    b1 = runs.call([user("Write a line."), user(line)], judged, system="You judge.")
+    a2 = runs.call([user("Write a line."), said(line), user(judged)], "R", system="You write.")
     assert runs.workflow(a1) == runs.workflow(b1) == runs.workflow(a2)
     assert runs.session(a1) == runs.session(a2) != runs.session(b1)
 
 
 def test_a_transfer_of_which_only_the_task_and_a_notice_are_left_is_a_hand_over(runs: Runs) -> None:
     """As AutoGen's swarm does it: neither the call's id nor the first agent's text goes on."""
-    one = runs.call([user("Report on the door.")], "", ToolCall("c1", "transfer_to_writer", "{}"), system="You scout.")
+    one = runs.call(
+        [user("Report on the door.")], "", ToolCall(mint(1), "transfer_to_writer", "{}"), system="You scout."
+    )
     notice = user("Transferred to writer, adopting the role of writer immediately.")
     two = runs.call([user("Report on the door."), notice], system="You write.")
     assert runs.workflow(two) == runs.workflow(one)
@@ -178,7 +184,7 @@ def test_a_transfer_of_which_only_the_task_and_a_notice_are_left_is_a_hand_over(
 
 def test_a_supervisor_sees_its_agents_words_as_an_assistants(runs: Runs) -> None:
     """As LangGraph's supervisor does it, with a call that no worker minted."""
-    to = ToolCall("chatcmpl-tool-1", "transfer_to_scout", "{}")
+    to = ToolCall(mint(1), "transfer_to_scout", "{}")
     one = runs.call([user("a")], "", to, system="You lead.")
     shared = [user("a"), asks(to.id, to.name), result(to.id, "Successfully transferred to scout")]
     child = runs.call(shared, LONG, system="You scout.")
@@ -189,13 +195,16 @@ def test_a_supervisor_sees_its_agents_words_as_an_assistants(runs: Runs) -> None
 
 
 def test_the_last_turns_alone_are_a_compaction(runs: Runs) -> None:
-    tail = [said("I read the file and found the class. " * 4), user("line of output " * 4)]
-    runs.call([user("task")], system="S")
-    old = runs.call([user("task"), *tail], system="S")
-    new = runs.call([user("Earlier turns were dropped."), *tail, said("more"), user("x")], system="S")
+    turns = [[said(f"I read file {n} and found the class. " * 3), user(f"line {n} of output " * 3)] for n in range(3)]
+    runs.call([user("task")], turns[0][0]["content"], system="S")
+    runs.call([user("task"), *turns[0]], turns[1][0]["content"], system="S")
+    old = runs.call([user("task"), *turns[0], *turns[1]], turns[2][0]["content"], system="S")
+    new = runs.call([user("Turns were dropped."), *turns[0], *turns[1], *turns[2]], system="S")
     assert runs.session(new) == runs.session(old)
     assert runs.rule(new) == "lineage:compaction"
     assert runs.step(new).branch is not runs.step(old).branch
+    other = runs.call([user("task 99"), *turns[2], said("more"), user("x")], system="S")
+    assert runs.rule(other) == "anonymous"  # one exchange is anybody's
 
 
 def test_a_short_exchange_that_many_have_is_no_evidence(runs: Runs) -> None:
@@ -207,14 +216,14 @@ def test_a_short_exchange_that_many_have_is_no_evidence(runs: Runs) -> None:
 
 def test_a_summary_that_the_model_wrote_goes_on_in_its_session(runs: Runs) -> None:
     one = runs.call([user("task")], "b", system="S")
-    summary = runs.call([user("task"), said("b"), user("Summarise.")], LONG, system="S")
-    new = runs.call([user(f"So far:\n{LONG}\nGo on.")], system="S")
+    summary = runs.call([user("task"), said("b"), user("Summarise.")], STORY, system="S")
+    new = runs.call([user(f"So far:\n{STORY}\nGo on.")], system="S")
     assert runs.session(new) == runs.session(one)
     assert runs.step(new).after == (summary,)
 
 
 def test_a_delegated_task_makes_a_child_and_its_answer_comes_back(runs: Runs) -> None:
-    tool = ToolCall("chatcmpl-tool-1", "ask_scout", f'{{"task": "{TASK}"}}')
+    tool = ToolCall(mint(1), "ask_scout", f'{{"task": "{TASK}"}}')
     one = runs.call([user("a")], "", tool, system="You lead.")
     child = runs.call([user(TASK)], LONG, system="You scout.")
     two = runs.call([user("a"), asks(tool.id, tool.name, tool.arguments), result(tool.id, LONG)], system="You lead.")
@@ -226,7 +235,7 @@ def test_a_delegated_task_makes_a_child_and_its_answer_comes_back(runs: Runs) ->
 
 
 def test_a_child_found_only_by_its_answer_is_adopted(runs: Runs) -> None:
-    tool = ToolCall("chatcmpl-tool-1", "ask_scout", '{"where": "north"}')
+    tool = ToolCall(mint(1), "ask_scout", '{"where": "north"}')
     one = runs.call([user("a")], "", tool, system="You lead.")
     child = runs.call([user("Look north.")], LONG, system="You scout.")
     alone = runs.workflow(child)
@@ -242,8 +251,8 @@ def test_a_child_found_only_by_its_answer_is_adopted(runs: Runs) -> None:
 
 def test_a_run_that_is_older_than_the_gap_is_not_adopted(runs: Runs) -> None:
     other = runs.call([user("Look north.")], LONG, system="You scout.")
-    one = runs.call([user("a")], "", ToolCall("c-1", "read", "{}"), system="You lead.")
-    two = runs.call([user("a"), asks("c-1", "read"), result("c-1", LONG)], system="You lead.")
+    one = runs.call([user("a")], "", ToolCall(mint(1), "read", "{}"), system="You lead.")
+    two = runs.call([user("a"), asks(mint(1), "read"), result(mint(1), LONG)], system="You lead.")
     assert runs.workflow(two) == runs.workflow(one) != runs.workflow(other)
 
 
@@ -277,7 +286,7 @@ def test_finished_and_forgotten_runs_are_nobodys_kin() -> None:
     runs.now += 1000
     runs.scheduler.handle(Tick(), runs.now)
     lineage = runs.scheduler.linker.lineage
-    assert not any((lineage._ends, lineage._openings, lineage._calls, lineage._exchanges, lineage._sampled))
+    assert not any((lineage._ends, lineage._calls, lineage._exchanges, lineage.handovers._sources))
     assert runs.rule(runs.call([user("a"), said("b"), user("c")])) == "anonymous"
 
 
@@ -326,15 +335,15 @@ def test_the_owner_names_branch_and_role_and_nothing_of_the_client(runs: Runs) -
 
 
 def test_the_view_shows_tools_gaps_and_branches(runs: Runs) -> None:
-    one = runs.call([user("a")], "", ToolCall("c1", "look", "{}"))
-    runs.call([user("a"), asks("c1"), result("c1", "x")])
+    one = runs.call([user("a")], "", ToolCall(mint(1), "look", "{}"))
+    runs.call([user("a"), asks(mint(1)), result(mint(1), "x")])
     told = view.detail(runs.step(one).session.workflow, runs.scheduler.knowledge)
     assert [step["tools"] for step in told["steps"]] == [["look"], []]
     assert told["steps"][1]["gap_seconds"] == pytest.approx(5.1)
 
 
 def test_twins_whose_words_are_the_same_are_told_apart_by_the_ids_of_their_tool_calls(runs: Runs) -> None:
-    one, two = ToolCall("c-1", "look", "{}"), ToolCall("c-2", "look", "{}")
+    one, two = ToolCall(mint(1), "look", "{}"), ToolCall(mint(2), "look", "{}")
     a, b = runs.send([user("go")]), runs.send([user("go")])
     runs.answer(a, "", one)
     runs.answer(b, "", two)
@@ -348,7 +357,7 @@ def test_twins_whose_words_are_the_same_are_told_apart_by_the_ids_of_their_tool_
 def test_a_run_that_repeats_an_older_one_is_told_apart_by_the_ids_of_its_tool_calls(runs: Runs) -> None:
     runs_of = []
     for n in range(2):
-        ids = [f"c-{n}-{turn}" for turn in range(3)]
+        ids = [mint(10 * n + turn) for turn in range(3)]
         history: Messages = [user("go")]
         steps = []
         for id in ids:
@@ -366,7 +375,7 @@ def test_whom_a_twin_called_goes_with_it(runs: Runs) -> None:
     found = [
         f"In the {room} I have found a box that is locked, a broken chair and a window to the south" for room in rooms
     ]
-    tasks = [ToolCall(f"c-{n}", "ask", f'{{"task": "{asked[n]}"}}') for n in range(2)]
+    tasks = [ToolCall(mint(n + 1), "ask", f'{{"task": "{asked[n]}"}}') for n in range(2)]
     twins = [runs.send([user("go")], system="You lead.") for _ in rooms]
     for step, task in zip(twins, tasks, strict=True):
         runs.answer(step, "", task)
@@ -387,7 +396,7 @@ def test_a_tool_call_that_quotes_the_prompt_is_no_task(runs: Runs) -> None:
     """As mini-swe-agent's last command, which its instructions spell out, and which nobody answers."""
     opening = [user("Solve it. At the end run:\necho COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT and stop\nThank you, 1.")]
     command = '{"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT and stop"}'
-    one = runs.call(opening, "", ToolCall("c-1", "bash", command), wait=60)
+    one = runs.call(opening, "", ToolCall(mint(1), "bash", command), wait=60)
     again = [user(opening[0]["content"].replace("1.", "2."))]
     two = runs.call(again)
     assert runs.workflow(one) != runs.workflow(two)

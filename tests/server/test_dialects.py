@@ -180,3 +180,19 @@ def test_of_a_very_long_answer_the_beginning_is_kept_and_the_rest_is_relayed_unr
     for _ in range(100):
         assert chat.feed(b"data: " + chunk + b"\n\n") == b"data: " + chunk + b"\n\n"
     assert LONGEST_ANSWER <= len(chat.answer.text) < LONGEST_ANSWER + 1000
+
+
+def test_tool_calls_behind_a_very_long_one_are_still_heard_of() -> None:
+    chat = Chat()
+
+    def feed(**fields: object) -> None:
+        event = {"choices": [{"index": 0, "delta": {"tool_calls": [fields]}}]}
+        chat.feed(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+
+    feed(id="chatcmpl-tool-1", index=0, function={"name": "write_file", "arguments": ""})
+    for _ in range(30):
+        feed(index=0, function={"arguments": "x" * 1000})
+    feed(id="chatcmpl-tool-2", index=1, function={"name": "run", "arguments": "{}"})
+    assert [(call.id, call.name) for call in chat.answer.calls] == [
+        ("chatcmpl-tool-1", "write_file"), ("chatcmpl-tool-2", "run")
+    ]  # fmt: skip

@@ -49,7 +49,7 @@ def load(rng: random.Random, sessions: int = 8, turns: int = 18) -> dict[str, li
         said = same if rng.random() < 0.3 else f"<output>{text(rng, 30)}</output>"
         return Turn(said, f"THOUGHT: {text(rng, 25)}")
 
-    return {f"s{n}": [Turn(f"Task: {text(rng, 20)}", text(rng, 10)), *(turn() for _ in range(turns))]
+    return {f"s{n}": [Turn(f"Task: {text(rng, 60)}", text(rng, 10)), *(turn() for _ in range(turns))]
             for n in range(sessions)}  # fmt: skip
 
 
