@@ -114,6 +114,12 @@ def identify(raw: bytes) -> None:
     read("t", fields)
 
 
+def naming(sessions: int) -> Any:
+    """Work for `timed`: the next step of a session with a name, so many live."""
+    made = core(sessions, 4)
+    return lambda i: step(made, f"s{i}", f"session-{i % sessions}", 1.0)
+
+
 def continuing(made: Scheduler, sessions: int) -> Any:
     """Work for `timed`: the core's part of the next step of a session without a name; prompts are read beforehand."""
     prompts = [read("t", {"messages": conversation(index, 1)}) for index in range(STEPS // 4)]
@@ -131,16 +137,10 @@ def continuing(made: Scheduler, sessions: int) -> Any:
 
 def measure(sessions: int) -> dict[str, Any]:
     """All figures."""
-    few, many, fleet = core(100, 4), core(sessions, 4), core(0, 64)
     small, large = body(4_000), body(400_000)
-    told: dict[str, Any] = {
-        "named step, 100 live sessions": timed(lambda i: step(few, f"s{i}", f"session-{i % 100}", 1.0), STEPS),
-        f"named step, {sessions} live sessions": timed(
-            lambda i: step(many, f"s{i}", f"session-{i % sessions}", 1.0), STEPS
-        ),
-        "new step over 64 workers": timed(lambda i: step(fleet, f"s{i}", f"new-{i}", 1.0), STEPS // 4),
-    }
-    del few, many, fleet
+    told: dict[str, Any] = {f"named step, {live} live sessions": timed(naming(live), STEPS) for live in (100, sessions)}
+    fleet = scheduler(64)
+    told["new step over 64 workers"] = timed(lambda i: step(fleet, f"s{i}", f"new-{i}", 1.0), STEPS // 4)
     for live in (sessions, 10 * sessions):
         made = scheduler(4)
         told[f"nameless step, {live} live sessions"] = timed(continuing(made, live), STEPS // 4)

@@ -121,7 +121,7 @@ class Lineage:
         tenant = step.session.workflow.tenant
         step.said = said(tenant, answer)
         for call in answer.calls:
-            if key := call_key(tenant, call):
+            if key := call_key(tenant, call.id):
                 self._remember(self._calls, key, step)
         beside = step.opening and step.taken is None
         self.handovers.offer(step, answer, beside)
@@ -335,18 +335,20 @@ def _sharing(prompt: Prompt, i: int, steps: Iterable[Step], sure: bool, now: flo
     `sure`: a tool call in the prompt is known to be of this workflow.
     """
     rest = prompt.messages[i + 1 :]
-    same = [
-        s for s in steps
-        if (not s.opening and (sure or _length(prompt, i) >= DISTINCT))
-        or (rest and s.said == rest[0].digest and (sure or _length(prompt, i + 1) >= DISTINCT))
-        or (rest and _is_transfer(s, rest, now))
-    ]  # fmt: skip
+    same: list[Step] = []
+    for step in steps:
+        history = not step.opening and (sure or _length(prompt, i) >= DISTINCT)
+        answer = rest and step.said == rest[0].digest and (sure or _length(prompt, i + 1) >= DISTINCT)
+        if history or answer:
+            same.append(step)
+        elif step.branch.last and rest and _is_transfer(step.branch.last, rest, now):
+            same.append(step.branch.last)
     return same[-1] if len({s.session.workflow for s in same}) == 1 else None
 
 
 def _is_transfer(step: Step, rest: Sequence[Message], now: float) -> bool:
-    """Whether the step called a tool that hands over to an agent whom these messages name (AutoGen's swarm)."""
-    if step.finished is None or now - step.finished > RECENT_SECONDS or step.branch.last is not step:
+    """Whether a branch's last step called a tool that hands over to an agent whom these messages name."""
+    if step.finished is None or now - step.finished > RECENT_SECONDS:
         return False
     names = [tool.partition(word)[2] for tool in step.tools for word in TRANSFERS if tool.startswith(word)]
     text = " ".join(message.text for message in rest).replace("_", " ")

@@ -6,6 +6,7 @@ of JSON fields, white space at the ends. Chat, Messages and Responses bodies com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,6 +16,8 @@ import orjson
 
 LONGEST_CHAIN = 10_000
 SHORTEST_ID = 9  # characters of a tool call's id that look random
+MINTED = "chatcmpl-tool-"  # how vLLM's ids of tool calls begin
+_MINTED = re.compile(MINTED + "[0-9a-f]{16,32}")
 ASSISTANT = "assistant"
 
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
@@ -89,7 +92,6 @@ def read(tenant: str, body: Mapping[str, Any]) -> Prompt | None:
     if not isinstance(items, list):
         return None
     system = [_text(body[name]) for name in ("system", "instructions") if body.get(name)]
-    known: dict[str, ToolCall] = {}
     messages: list[Message] = []
     for item in items[:LONGEST_CHAIN]:
         if not isinstance(item, Mapping):
@@ -97,7 +99,7 @@ def read(tenant: str, body: Mapping[str, Any]) -> Prompt | None:
         if not messages and item.get("role") in _SYSTEM:
             system.append(_text(item.get("content")))
         else:
-            messages += _messages(tenant, item, known)
+            messages += _messages(tenant, item)
     if not messages:
         return None
     links: list[int] = []
@@ -115,12 +117,12 @@ def said(tenant: str, answer: Answer) -> int:
     return _digest(tenant, ASSISTANT, _stripped(answer.text), *_canonical_calls(answer.calls))
 
 
-def call_key(tenant: str, call: ToolCall) -> int:
+def call_key(tenant: str, id: str) -> int:
     """Names a tool call; 0 where its id is such that others may have it too (`functions.look:0`, `call_1`)."""
-    last = call.id.rpartition("-")[2].rpartition("_")[2]
+    last = id.rpartition("-")[2].rpartition("_")[2]
     if len(last) < SHORTEST_ID or not last.isalnum() or last.isalpha():
         return 0
-    return _digest(tenant, "call", call.id, *_canonical_calls((call,)))
+    return _digest(tenant, "call", id)
 
 
 def shorten(text: str) -> str:
@@ -148,24 +150,24 @@ def _tool_name(tool: object) -> str:
     return str(name or tool.get("type") or "")
 
 
-def _messages(tenant: str, item: Mapping[str, Any], known: dict[str, ToolCall]) -> list[Message]:
+def _messages(tenant: str, item: Mapping[str, Any]) -> list[Message]:
     """The messages of one item: several where an Anthropic message answers tool calls, none where it only thinks."""
     kind = item.get("type")
     if kind == "reasoning":
         return []
     if kind == "function_call":
         call = ToolCall(str(item.get("call_id")), str(item.get("name")), _json_text(item.get("arguments")))
-        return [_said(tenant, "", (call,), known)]
+        return [_said(tenant, "", (call,))]
     if kind == "function_call_output":
-        return [_answered(tenant, str(item.get("call_id")), _text(item.get("output")), known)]
+        return [_answered(tenant, str(item.get("call_id")), _text(item.get("output")))]
     role, content = str(item.get("role")), item.get("content")
     if role == ASSISTANT:
         calls = (*_chat_calls(item.get("tool_calls")), *_blocks_calls(content))
-        return [_said(tenant, _text(content), calls, known)]
+        return [_said(tenant, _text(content), calls)]
     if role == "tool":
-        return [_answered(tenant, str(item.get("tool_call_id")), _text(content), known)]
+        return [_answered(tenant, str(item.get("tool_call_id")), _text(content))]
     made = [
-        _answered(tenant, str(block.get("tool_use_id")), _text(block.get("content")), known)
+        _answered(tenant, str(block.get("tool_use_id")), _text(block.get("content")))
         for block in _blocks(content, "tool_result")
     ]
     if (text := _text(content)) or not made:
@@ -173,15 +175,16 @@ def _messages(tenant: str, item: Mapping[str, Any], known: dict[str, ToolCall]) 
     return made
 
 
-def _said(tenant: str, text: str, calls: Sequence[ToolCall], known: dict[str, ToolCall]) -> Message:
-    for call in calls:
-        known[call.id] = call
-    keys = tuple(filter(None, (call_key(tenant, call) for call in calls)))
+def _said(tenant: str, text: str, calls: Sequence[ToolCall]) -> Message:
+    ids = [call.id for call in calls]
+    if MINTED in text:  # some clients write their calls down as text
+        ids += _MINTED.findall(text)
+    keys = tuple(filter(None, (call_key(tenant, id) for id in ids)))
     return Message(ASSISTANT, _digest(tenant, ASSISTANT, _stripped(text), *_canonical_calls(calls)), text, keys)
 
 
-def _answered(tenant: str, id: str, text: str, known: dict[str, ToolCall]) -> Message:
-    key = call_key(tenant, known[id]) if id in known else 0
+def _answered(tenant: str, id: str, text: str) -> Message:
+    key = call_key(tenant, id)
     return Message("tool", _digest(tenant, "tool", _stripped(text)), text, (key,) if key else ())
 
 

@@ -400,3 +400,11 @@ def test_a_tool_call_that_quotes_the_prompt_is_no_task(runs: Runs) -> None:
     again = [user(opening[0]["content"].replace("1.", "2."))]
     two = runs.call(again)
     assert runs.workflow(one) != runs.workflow(two)
+
+
+def test_an_id_that_a_client_wrote_into_the_text_is_read(runs: Runs) -> None:
+    """As smolagents writes down its calls."""
+    one = runs.call([user("go")], "I look.", ToolCall(mint(3), "look", "{}"), system="S")
+    text = f"I look.\nCalling tools:\n[{{'id': '{mint(3)}', 'type': 'function'}}]"
+    two = runs.call([user("go"), said(text), user("Observation:\na door")], system="S")
+    assert runs.session(two) == runs.session(one)
