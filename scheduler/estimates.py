@@ -33,6 +33,7 @@ MOST = 1000.0  # counts of one key, before they are halved
 KAPPA = 20.0
 SESSION_GAPS, SESSION_OUTPUTS = 8.0, 15.0
 NEVER = 1.0  # pseudo-events
+SCORED = 5  # one in so many distributions is scored; odd, as gaps and outputs take turns
 
 # Where nothing is known: the median gap in seconds with its sigma, and the share that never returns.
 _PRIOR = {kind: (GAPS.log_normal(8, 1.5), 0.02) for kind in (START, TOOL, OTHER)} | {
@@ -101,6 +102,7 @@ class Estimates:
         self._outputs = Tree(OUTPUTS.count, KAPPA, keys, MOST)
         self._lengths = Lengths(keys)
         self._calibration = Calibration()
+        self._turn = 0
 
     def gap(self, place: Place) -> Gap:
         """The time from the end of the step at which the branch stands to its next one, in seconds."""
@@ -111,7 +113,8 @@ class Estimates:
     def returned(self, place: Place, seconds: float | None) -> None:
         """Learn that the branch which stood at this place returned after so many seconds (None: nobody knows)."""
         if seconds is not None:
-            self._calibration.spread("gap", self.gap(place).spread, seconds)
+            if self._is_scored():
+                self._calibration.spread("gap", self.gap(place).spread, seconds)
             self._gaps.add(_gap_path(place), GAPS.bin(seconds))
         self._calibration.score("never_brier", self._never_probability(place) ** 2)
         self._stood(place, ended=False)
@@ -133,7 +136,8 @@ class Estimates:
 
     def output(self, place: Place, tokens: int) -> None:
         """Learn that the answer to the step which arrived at this place had so many tokens."""
-        self._calibration.spread("output", self.output_tokens(place), tokens)
+        if self._is_scored():
+            self._calibration.spread("output", self.output_tokens(place), tokens)
         self._outputs.add(_output_path(place), OUTPUTS.bin(tokens))
 
     def steps_left(self, place: Place) -> StepsLeft:
@@ -171,6 +175,11 @@ class Estimates:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a dump of estimates: {error!r}") from error
         self._gaps, self._never, self._outputs, self._lengths = new._gaps, new._never, new._outputs, new._lengths
+
+    def _is_scored(self) -> bool:
+        """One in `SCORED`: a distribution costs more to score than to learn."""
+        self._turn = (self._turn + 1) % SCORED
+        return self._turn == 1 % SCORED
 
     def _never_probability(self, place: Place) -> float:
         return self._never.chance(_never_path(place), _PRIOR[place.past.stop][1])

@@ -95,6 +95,8 @@ class Handovers:
         found: dict[Source, None] = {}
         left, salt = LONGEST_SEARCHED, hash(tenant)
         for text in texts:
+            if len(text) < SHORTEST_WHOLE:
+                continue
             text, left = text[:left], left - len(text)
             whole, parts = hash(_plain(text)) ^ salt, {hash(part) ^ salt for part in _cut(text)}
             near = {source: None for part in (whole, *parts) for source in self._by_part.get(part, ())}

@@ -89,9 +89,10 @@ class Lineage:
                     kin = self._again(prompt, mine, scope, minted, named, now)
                 else:
                     kin = self._onward(prompt, i, mine, ends.lost)
+                if kin and shared and shared.session.workflow is kin.branch.session.workflow:
+                    return replace(kin, shared=shared)
                 if kin:
-                    same = shared is not None and shared.session.workflow is kin.branch.session.workflow
-                    return replace(kin, shared=shared if same else None)
+                    return kin
                 others = [s for s in ends.steps if _within(s, scope)]
                 shared = shared or _sharing(prompt, i, others, minted is not None, now)
         except _Unsure:
@@ -297,6 +298,8 @@ def _is_taken_up(step: Step) -> bool:
 
 def _the_one(steps: list[Step], head: int) -> Step:
     """The step that a prompt with this system prompt goes on from. Raises _Unsure where two runs fit."""
+    if len(steps) == 1:
+        return steps[0]
     for narrow in (
         lambda s: True,
         lambda s: s.head == head,
