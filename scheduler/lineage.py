@@ -88,7 +88,7 @@ class Lineage:
                 if i == len(prompt.links) - 1:
                     kin = self._again(prompt, mine, scope, minted, named, now)
                 else:
-                    kin = self._onward(prompt, i, mine, ends.lost)
+                    kin = self._onward(prompt, i, mine, isinstance(scope, Session), ends.lost)
                 if kin and shared and shared.session.workflow is kin.branch.session.workflow:
                     return replace(kin, shared=shared)
                 if kin:
@@ -166,8 +166,8 @@ class Lineage:
             if not ends.steps:
                 del self._ends[link]
 
-    def _onward(self, prompt: Prompt, i: int, mine: list[Step], lost: bool) -> Kin | None:
-        """Kin whose prompt was messages 0 to i, and whose answer the next message is."""
+    def _onward(self, prompt: Prompt, i: int, mine: list[Step], told: bool, lost: bool) -> Kin | None:
+        """Kin whose prompt was messages 0 to i, and whose answer the next message is; in a session that is `told`."""
         turn = prompt.messages[i + 1]
         minted = [step for key in turn.calls if (step := self._calls.get(key)) and step in mine]
         for sure in (minted, [s for s in mine if s.said == turn.digest], [s for s in mine if s.taken == turn.digest]):
@@ -177,6 +177,8 @@ class Lineage:
         if not mine:
             return None
         # No answer that is known: the client has rewritten it, if this is that run at all.
+        if told:
+            return _goes_on(max(mine, key=lambda s: s.branch.end == s.link), prompt, i)
         waiting = [s for s in mine if s.taken is None and not _is_taken_up(s)] if mine[0].opening else mine
         if lost or not waiting or len({s.session for s in mine}) > 1 or _length(prompt, i) < DISTINCT:
             raise _Unsure

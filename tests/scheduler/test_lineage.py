@@ -301,6 +301,15 @@ def test_a_named_session_keeps_its_branches_apart(runs: Runs) -> None:
     assert runs.step(side).branch is not runs.step(one).branch
 
 
+def test_a_client_that_names_its_session_may_rewrite_every_answer(runs: Runs) -> None:
+    who = {"session": "x", "rule": "x-session-id"}
+    steps = [runs.call([user("a")], "b", who=who)]
+    steps.append(runs.call([user("a"), said("B"), user("c")], "d", who=who))
+    steps.append(runs.call([user("a"), said("B"), user("c"), said("D"), user("e")], who=who))
+    assert len({runs.step(step).branch.id for step in steps}) == 1
+    assert runs.step(steps[2]).after == (steps[1],)
+
+
 def test_a_named_workflow_has_its_sessions_found(runs: Runs) -> None:
     who = {"workflow": "run", "rule": "metadata.user_id"}
     one = runs.call([user("a")], "b", system="main", who=who)
