@@ -146,7 +146,7 @@ class Linker:
         elif kin:
             before = [self._step_at(kin, prompt.links[kin.known - 1] if prompt and kin.known else 0)]
         else:
-            before = [parent.last_step if parent else None]
+            before = [session.last_step or (parent.last_step if parent else None)]
         if kin and kin.shared:
             before.append(kin.shared.id)
         if who.after:

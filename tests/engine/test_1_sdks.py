@@ -94,7 +94,7 @@ def test_responses_and_what_follows_them(oai: openai.OpenAI, served: Served) -> 
     events = list(oai.responses.create(model=NAME, input="Hello", max_output_tokens=8, stream=True))
     assert events[0].type == "response.created"
     assert events[-1].type == "response.completed"
-    first = oai.responses.with_raw_response.create(model=NAME, input="Hello", max_output_tokens=8, store=True)
+    first = oai.responses.with_raw_response.create(model=NAME, input="Good day", max_output_tokens=8, store=True)
     made = first.parse()
     assert oai.responses.retrieve(made.id).id == made.id
     for _ in range(3):
