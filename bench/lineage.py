@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.sessions import read_trace
+from bench.sessions import progress, read_trace
 
 SYSTEM = "You are a helpful assistant that can interact with a computer shell to solve programming tasks."
 TOOL = {"type": "function", "function": {"name": "bash", "parameters": {"type": "object", "properties": {}}}}
@@ -116,7 +115,7 @@ async def at_once(client: Client, load: Load, work: Callable[[str, list[Turn]], 
     async def one(name: str, turns: list[Turn]) -> None:
         async with free:
             await work(name, turns)
-            _progress(f"{len(client.truth)} calls")
+            progress(f"{len(client.truth)} calls")
 
     await asyncio.gather(*(one(name, turns) for name, turns in load.items()))
 
@@ -134,7 +133,7 @@ async def interleaved(client: Client, load: Load, rng: random.Random) -> None:
     for name in order:
         await client.call(name, history(load[name], at[name]))
         at[name] += 1
-        _progress(f"{len(client.truth)} calls")
+        progress(f"{len(client.truth)} calls")
 
 
 async def same_system(client: Client, load: Load, rng: random.Random) -> None:
@@ -297,14 +296,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 async with http.post(f"{arguments.url}/v1/workflows/{workflow}/finish"):
                     pass
             results[name]["seconds"] = round(time.perf_counter() - began, 1)
-            _progress(f"{name}: {results[name]}\n")
+            progress(f"{name}: {results[name]}\n")
             if client.errors:
                 raise SystemExit(f"{len(client.errors)} calls failed: {client.errors[0]}")
     return results
-
-
-def _progress(text: str) -> None:
-    print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -146,14 +146,14 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         turns = {}
         for name, calls in sessions.items():
             turns[name] = await replay.turns(calls)
-            _progress(f"tokenized {len(turns)} of {len(sessions)} sessions")
+            progress(f"tokenized {len(turns)} of {len(sessions)} sessions")
         began = time.perf_counter()
         slots = asyncio.Semaphore(arguments.concurrency)
 
         async def slot(name: str) -> None:
             async with slots:
                 await replay.play(name, turns[name])
-                _progress(f"{len(replay.answers)} of {sum(map(len, turns.values()))} calls")
+                progress(f"{len(replay.answers)} of {sum(map(len, turns.values()))} calls")
 
         await asyncio.gather(*(slot(name) for name in sessions))
         return summary(replay.answers, time.perf_counter() - began)
@@ -186,7 +186,8 @@ def summary(answers: list[Answer], seconds: float) -> dict[str, Any]:
     }
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
+    """Say on standard error how far it is, on one line."""
     print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
 
 

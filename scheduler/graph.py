@@ -229,7 +229,7 @@ class Graph:
             session.branches[0].last = next((s for s in reversed(old.steps) if s.session is session), None)
         step.branch = made.branches[0]
         step.branch.last = step
-        workflow.repeats = {name: of for name, of in old.repeats.items() if name == step.id}
+        old.repeats.pop(step.id, None)
         self._follow(step, old, session)
         self.touch(made, now)
         return session

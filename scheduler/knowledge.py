@@ -146,7 +146,6 @@ class Knowledge:
     def parted(self, step: Step) -> None:
         """A first step, held to repeat another run's, has a run of its own now."""
         workflow, branch = step.session.workflow, step.branch
-        workflow.repeats.pop(step.id, None)
         workflow.progress.came(step.id, step.role or "", ())
         self._program(workflow).learned.begins(step.role or "")
         if step.state == FINISHED:

@@ -112,7 +112,7 @@ class Lineage:
         if len(ends.steps) > MOST_ENDS:
             del ends.steps[0]
             ends.lost = True
-        self.mark(session, link)
+        self._mark(session, link)
         for _, key in prompt.exchanges():
             self._remember(self._exchanges, key, step)
             break
@@ -130,7 +130,7 @@ class Lineage:
     def parted(self, step: Step, old: Session) -> None:
         """The step was another run's than that session's, and has a session of its own now: so have its answers."""
         session = step.session
-        self.mark(session, step.link)
+        self._mark(session, step.link)
         for key in [key for key in old.recent if self._calls.get(key) is step]:
             old.recent.remove(key)
             session.recent.append(key)
@@ -144,7 +144,7 @@ class Lineage:
         """The outputs that a prompt's messages after the `known` ones hold as a whole."""
         return self.handovers.find(prompt.tenant, (message.text for message in prompt.messages[known:]), now)
 
-    def mark(self, session: Session, link: int) -> None:
+    def _mark(self, session: Session, link: int) -> None:
         """The session is among those that the link leads to."""
         session.marks.append(link)
         if len(session.marks) > MOST_MARKS:  # not the first, where forks of the whole run would begin
@@ -255,10 +255,8 @@ class Lineage:
                 continue
             if found is None:
                 found = step, last + 1
-            elif step.session is found[0].session:
-                upto = prompt.messages[: found[1]]
-                if sum(len(m.text) for m in upto) >= DISTINCT:
-                    return _rewritten(prompt, found[0], "lineage:compaction", found[1])
+            elif step.session is found[0].session and _length(prompt, found[1] - 1) >= DISTINCT:
+                return _rewritten(prompt, found[0], "lineage:compaction", found[1])
         return None
 
     def _remember(self, index: dict[int, Step], key: int, step: Step) -> None:

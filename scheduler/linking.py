@@ -48,7 +48,7 @@ class Linker:
         after = self._after(branch, who, kin, prompt)
         for source in sources:
             if branch.last is not None or (prompt and source.head != prompt.head):
-                self._take(source, branch, now)
+                self._take(source, branch)
         session = branch.session
         fed = [s.step for s in sources if s.branch.session is not session
                and s.branch.session.workflow is session.workflow]  # fmt: skip
@@ -161,7 +161,7 @@ class Linker:
                 return step.after[0] if step.after else None
         return kin.branch.last.id if kin.branch.last else None
 
-    def _take(self, source: Source, branch: Branch, now: float) -> None:
+    def _take(self, source: Source, branch: Branch) -> None:
         """Adopt the workflow whose output this step was fed, where that began and ended while the branch waited."""
         child, own = source.branch.session.workflow, branch.session.workflow
         if child is own or child.named or child.running or any(s.named for s in child.sessions.values()):
