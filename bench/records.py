@@ -1,0 +1,55 @@
+"""What is written down of each call and run that a benchmark plays, real or simulated. Times are seconds since its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """One call. `held` seconds it waited in front of the engines; `hosted` tokens came from the host tier.
+
+    `ideal` tokens are what a cache without limit would have had. `first_token` and `finished` are None after an error.
+    """
+
+    run: str
+    index: int
+    session: str
+    tenant: str
+    worker: str
+    sent: float
+    prompt: int
+    output: int
+    ideal: int = 0
+    first_token: float | None = None
+    finished: float | None = None
+    cached: int = 0
+    hosted: int = 0
+    held: float = 0.0
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run. `unloaded` is how long it takes alone, gaps included. `warm`: begun before the slots had turned over.
+
+    `finished` is None where it was cut off; `until` is then when.
+    """
+
+    run: str
+    tenant: str
+    started: float
+    unloaded: float
+    warm: bool
+    finished: float | None = None
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Played:
+    """Everything of one cell. The window is what rates are taken over, [from, to] in seconds."""
+
+    calls: list[CallRecord]
+    runs: list[RunRecord]
+    window: tuple[float, float]
+    extra: dict[str, float]

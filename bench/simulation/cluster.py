@@ -1,0 +1,282 @@
+"""The loop of the simulation: clients that play runs, a system in front, and the engines, on one virtual clock."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench.records import CallRecord, Played, RunRecord
+from bench.simulation.engine import Engine
+from bench.simulation.profile import Profile, Span
+from bench.simulation.system import System, Turn
+from bench.workloads.runs import Call, Piece, Run, Workload
+
+PARTWAY = 0.75
+MOST_IDLE_TICKS = 100_000
+TURNS_TO_START = 5  # mean turns over which the first runs of the slots begin
+
+
+@dataclass(slots=True, eq=False)
+class Play:
+    """A run in play: what it still waits for."""
+
+    run: Run
+    record: RunRecord
+    spans: list[Span]
+    ended: set[Call] = field(default_factory=set)
+    sent: set[Call] = field(default_factory=set)
+    started: float = 0.0
+    ahead: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether every call has ended."""
+        return len(self.ended) == len(self.run.calls)
+
+
+class Cluster:
+    """Workers of one profile, the system in front of them, and the virtual clock that drives both.
+
+    `tier` is the host tier's size over the device's KV. Deterministic: the same arguments give the same records.
+    """
+
+    def __init__(
+        self, system: type[System], profile: Profile, workers: int, tier: float, mean_context: float, seed: int
+    ) -> None:
+        self.profile, self.seed, self.mean_context = profile, seed, mean_context
+        self.tiered = tier > 0
+        self.now = 0.0
+        self.calls: list[CallRecord] = []
+        self.runs: list[RunRecord] = []
+        self.on_end: Callable[[], None] = lambda: None
+        self._events: list[tuple[float, int, Callable[..., None], Any]] = []
+        self._number = self._idle = 0
+        self._playing: dict[str, Play] = {}
+        self._due: dict[str, float] = {}
+        self._seen: set[Piece] = set()
+        tokens = round(tier * profile.kv_tokens)
+        self.engines = [Engine(i, profile, tokens, lambda: self.now, self._wake) for i in range(workers)]
+        self.system = system(self)
+        for engine in self.engines:
+            engine.obey(self.system.policy(), self.system.policy(), self.system.key)
+
+    def at(self, time: float, what: Callable[[Any], None], argument: Any = None) -> None:
+        """Call `what(argument)` at a time, in seconds; those of equal times in the order in which they were asked."""
+        self._number += 1
+        heapq.heappush(self._events, (max(time, self.now), self._number, what, argument))
+
+    def run(self) -> None:
+        """Play until nothing is left to happen."""
+        if self.system.tick:
+            self.at(self.system.tick, self._tick)
+        while self._events:
+            self.now, _, what, argument = heapq.heappop(self._events)
+            what(argument)
+
+    def play(self, run: Run, warm: bool, skip: int = 0) -> None:
+        """A client begins a run; its first `skip` calls are taken as made."""
+        spans = self.profile.timeline(run)
+        record = RunRecord(run.id, run.tenant, self.now, max(s.end for s in spans), warm)
+        play = Play(run, record, spans, set(run.calls[:skip]), set(run.calls[:skip]), self.now)
+        self.runs.append(record)
+        self._playing[run.id] = play
+        self.system.began(run)
+        self._release(play)
+
+    def send(self, turn: Turn, worker: int) -> None:
+        """Pass a turn on to an engine, now."""
+        turn.worker = worker
+        turn.record.worker = str(worker)
+        turn.record.held = self.now - turn.sent
+        size = turn.call.prompt.end + turn.call.output
+        if size > self.profile.kv_tokens:
+            turn.record.error = f"{size} tokens do not fit the worker"
+            self.at(self.now, self._over, turn)
+        elif self.profile.overhead:
+            self.at(self.now + self.profile.overhead, self._submit, turn)
+        else:
+            self._submit(turn)
+
+    def due(self, owner: str) -> float | None:
+        """When an owner's next call is sent, for oracles: exact once it is certain; None if there is none."""
+        if owner in self._due:
+            return self._due[owner]
+        run, _, session = owner.partition("/")
+        play = self._playing.get(run)
+        if play is None:
+            return None
+        pairs = zip(play.run.calls, play.spans, strict=True)
+        starts = [span.begin for call, span in pairs if call.session == session and call not in play.sent]
+        return self.now + max(0.0, min(starts) - play.ahead) if starts else None
+
+    def left(self, run: Run) -> float:
+        """Engine seconds that the rest of a run takes alone, for oracles."""
+        play = self._playing.get(run.id)
+        if play is None:
+            return 0.0
+        return sum(s.alone for c, s in zip(run.calls, play.spans, strict=True) if c not in play.ended)
+
+    def _tick(self, _: None) -> None:
+        self.system.ticked()
+        self._idle = 0 if self._events else self._idle + 1
+        if self._idle > MOST_IDLE_TICKS:
+            raise RuntimeError(f"{self.system.name} holds {len(self._playing)} runs for ever")
+        if (self._playing or self._events) and self.system.tick:
+            self.at(self.now + self.system.tick, self._tick)
+
+    def _wake(self, engine: Engine, time: float) -> None:
+        self.at(time, self._engine, engine)
+
+    def _engine(self, engine: Engine) -> None:
+        first, over = engine.advance(self.now)
+        for turn in first:
+            turn.record.first_token = self.now
+            self.system.first_token(turn)
+        for turn in over:
+            self._over(turn)
+        engine.plan(self.now)
+
+    def _submit(self, turn: Turn) -> None:
+        assert turn.worker is not None
+        self.engines[turn.worker].submit(turn, self.now)
+
+    def _release(self, play: Play) -> None:
+        """Set a time for each call that waits for nothing any more."""
+        run = play.run
+        for index, call in enumerate(run.calls):
+            if call in play.sent:
+                continue
+            ended = sum(one in play.ended for one in call.after)
+            if ended >= (call.need if call.need is not None else len(call.after)):
+                play.sent.add(call)
+                owner = owner_of(run, call)
+                self._due[owner] = min(self._due.get(owner, float("inf")), self.now + call.gap)
+                self.at(self.now + call.gap, self._send, (play, index, call))
+
+    def _send(self, what: tuple[Play, int, Call]) -> None:
+        play, index, call = what
+        run = play.run
+        record = CallRecord(run.id, index, call.session, run.tenant, "", self.now, call.prompt.end, call.output)
+        record.ideal = self._ideal(call)
+        self.calls.append(record)
+        play.ahead = max(play.ahead, play.spans[index].begin)
+        self.system.arrived(Turn(run, index, call, owner_of(run, call), record))
+
+    def _over(self, turn: Turn) -> None:
+        play = self._playing[turn.run.id]
+        if turn.record.error is None:
+            turn.record.finished = self.now
+        play.ended.add(turn.call)
+        play.ahead = max(play.ahead, play.spans[turn.index].end)
+        self._due.pop(turn.owner, None)
+        self._release(play)
+        self.system.finished(turn)
+        if play.over:
+            play.record.finished = play.record.until = self.now
+            del self._playing[turn.run.id]
+            self.system.ended(turn.run)
+            self.on_end()
+
+    def _ideal(self, call: Call) -> int:
+        """Tokens that a cache without limit would have, in whole blocks; what was sent before counts as had."""
+        at: Piece | None = call.prompt
+        new = []
+        while at is not None and at not in self._seen:
+            new.append(at)
+            at = at.parent
+        self._seen.update(new)
+        if call.answer is not None:
+            self._seen.add(call.answer)
+        block = self.profile.block
+        return min(at.end if at else 0, call.prompt.end - 1) // block * block
+
+
+def owner_of(run: Run, call: Call) -> str:
+    """The name of a call's session in all of the simulation."""
+    return f"{run.id}/{call.session}"
+
+
+def simulate(
+    workload: Workload,
+    system: type[System],
+    profile: Profile,
+    *,
+    workers: int,
+    load: float,
+    tier: float = 0.0,
+    arrivals: str = "closed",
+    seed: int = 0,
+    supply: int = 4,
+) -> Played:
+    """Play a workload on modelled workers and return what happened.
+
+    `arrivals`: "closed" keeps as many runs live as make up `load` (live runs x mean context / KV tokens of all
+    workers), each slot's first one begun part-way and warm, `supply` more a slot; "poisson:R" begins R runs an hour,
+    40 x supply in all; "trace" begins each run when its trace did. The window of the rates begins when every slot has
+    turned over once, or with the first run, and ends when the supply does.
+    """
+    held = replace(profile, kv_tokens=profile.kv_tokens * 1000) if system.unlimited else profile
+    cluster = Cluster(system, held, workers, 0.0 if system.unlimited else tier, workload.mean_context, seed)
+    rng = random.Random(seed)
+    kind, _, rate = arrivals.partition(":")
+    window = [0.0, 0.0]
+    if kind == "closed":
+        slots = max(1, round(load * workers * profile.kv_tokens / workload.mean_context))
+        _closed(cluster, workload, slots, supply, rng, window)
+    elif kind == "poisson":
+        runs = workload.draw(seed)
+        for _ in range(40 * supply):
+            window[1] += rng.expovariate(float(rate) / 3600)
+            cluster.at(window[1], lambda run: cluster.play(run, False), next(runs))
+    elif kind == "trace":
+        for run in workload.runs:
+            cluster.at(run.arrival or 0.0, lambda one: cluster.play(one, False), run)
+            window[1] = max(window[1], run.arrival or 0.0)
+    else:
+        raise ValueError(f"arrivals are closed, poisson:RUNS_PER_HOUR or trace, not {arrivals!r}")
+    cluster.run()
+    if kind == "trace":
+        window[1] = cluster.now
+    busy = sum(engine.busy_seconds for engine in cluster.engines) / workers / max(cluster.now, 1e-9)
+    extra = {
+        "busy_ratio": busy,
+        "preemptions": float(sum(engine.preemptions for engine in cluster.engines)),
+        "prefilled_tokens": float(sum(engine.prefilled_tokens for engine in cluster.engines)),
+    }
+    return Played(cluster.calls, cluster.runs, (window[0], window[1]), extra)
+
+
+def _closed(
+    cluster: Cluster, workload: Workload, slots: int, supply: int, rng: random.Random, window: list[float]
+) -> None:
+    """Slots that each begin a run when their last one ends, as long as the supply lasts."""
+    runs: Iterator[Run] = workload.draw(cluster.seed)
+    spread = TURNS_TO_START * _mean_turn(cluster.profile, workload)
+    left, fresh = slots * supply, slots
+
+    def first(run: Run) -> None:
+        cluster.play(run, True, int(rng.random() * PARTWAY * len(run.calls)))
+
+    def another() -> None:
+        nonlocal left, fresh
+        fresh -= 1
+        if fresh == 0:
+            window[0] = cluster.now
+        if left:
+            left -= 1
+            cluster.play(next(runs), False)
+            if left == 0:
+                window[1] = cluster.now
+
+    cluster.on_end = another
+    for _ in range(slots):
+        cluster.at(rng.random() * spread, first, next(runs))
+
+
+def _mean_turn(profile: Profile, workload: Workload) -> float:
+    """Seconds of a call and the gap before it, alone."""
+    runs = workload.runs[:100]
+    return sum(profile.unloaded(run) for run in runs) / sum(len(run.calls) for run in runs)

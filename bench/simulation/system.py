@@ -1,0 +1,96 @@
+"""What stands in front of the modelled engines, and what ranks inside them: the interface of every simulated system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bench.records import CallRecord
+from bench.workloads.runs import Call, Run
+from kvcache.policy import Policy
+
+if TYPE_CHECKING:
+    from bench.simulation.cluster import Cluster
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A call in play. `owner` names its session in all of the simulation; `worker` is an index into `engines`."""
+
+    run: Run
+    index: int
+    call: Call
+    owner: str
+    record: CallRecord
+    worker: int | None = None
+
+    @property
+    def sent(self) -> float:
+        """When the client sent it, in seconds."""
+        return self.record.sent
+
+
+class System:
+    """Stock vLLM behind a front that does nothing by itself. A system overrides what it does otherwise.
+
+    It acts by `self.cluster.send(turn, worker)` at once or later; a turn that it does not send is held.
+    """
+
+    name = "system"
+    tick: float | None = None
+    """Seconds between calls of `ticked`, None for never."""
+    unlimited = False
+    """Whether its engines have memory without limit."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def policy(self) -> Policy:
+        """The eviction policy of one engine's device memory, or of its host tier; asked once for each."""
+        return Policy()
+
+    def key(self, turn: Turn) -> float | None:
+        """The place of a turn in its engine's waiting queue, lowest first; None: in order of arrival there."""
+        return None
+
+    def began(self, run: Run) -> None:
+        """A client begins a run; its first calls follow."""
+
+    def arrived(self, turn: Turn) -> None:
+        """A client sent a call."""
+        raise NotImplementedError
+
+    def first_token(self, turn: Turn) -> None:
+        """The first token of the answer was generated."""
+
+    def finished(self, turn: Turn) -> None:
+        """The call has ended."""
+
+    def ended(self, run: Run) -> None:
+        """The run makes no further call. Only a system whose clients say so may use this."""
+
+    def ticked(self) -> None:
+        """`tick` seconds have passed."""
+
+
+@dataclass(slots=True)
+class Seats:
+    """Which worker each owner sits on, and how many live owners each worker has."""
+
+    live: list[int]
+    of: dict[str, int] = field(default_factory=dict)
+
+    def take(self, owner: str, worker: int) -> None:
+        """Seat the owner there; it leaves where it was."""
+        self.leave(owner)
+        self.of[owner] = worker
+        self.live[worker] += 1
+
+    def leave(self, owner: str) -> None:
+        """The owner is over."""
+        if (worker := self.of.pop(owner, None)) is not None:
+            self.live[worker] -= 1
+
+    def fewest(self) -> int:
+        """The worker with the fewest live owners, the first of equals."""
+        return min(range(len(self.live)), key=self.live.__getitem__)

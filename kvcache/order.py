@@ -1,0 +1,114 @@
+"""The eviction order over stacks: which one gives up a block next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
+
+from kvcache.policy import INFINITY, Policy, Rank, Stack
+
+S = TypeVar("S", bound=Stack)
+Entry = tuple[int, float, float, int, S, tuple[str, ...], Rank]  # rank, freed, number; the rank again
+
+SPARE = 64  # stale entries that a heap may always have
+
+
+class Order(Generic[S]):
+    """Stacks by the policy's rank, of equals the one freed first, then the one added first.
+
+    A rank is as of the latest event of the stack's owners, or at most `policy.refresh` seconds old. Whoever calls
+    tells the policy of an event, then `changed` here. Stacks are hashed by identity. Their `tokens` may change at any
+    time, `freed` and `owners` only before another `add`, or `owners` before `changed` for one that it had.
+
+    For a queue of free blocks: a stack is a run of blocks of equal owners that were freed together; such runs are added
+    tail first, blocks are taken from the tail of `first`, and a stack that has none left is discarded. A block that no
+    session is known of needs an owner of its own, for a stack without owners is dead.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._heap: list[Entry[S]] = []  # replaced entries stay until they come up or are half of it
+        self._entries: dict[S, Entry[S]] = {}
+        self._of: dict[str, dict[S, None]] = {}
+        self._added = 0
+        self._due = -INFINITY
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[S]:
+        """All stacks, the first to go first, by the ranks as they are."""
+        return (entry[4] for entry in sorted(self._entries.values()))
+
+    def add(self, stack: S, now: float) -> None:
+        """Put the stack in, or in its new place; it stays among equals where it was if `freed` is the same."""
+        number, freed = self._added, stack.freed
+        if (old := self._entries.get(stack)) is not None:
+            self.discard(stack)
+            if old[2] == freed:
+                number = old[3]
+        self._added += 1
+        owners = tuple(stack.owners)
+        for owner in owners:
+            if (stacks := self._of.get(owner)) is not None:
+                stacks[stack] = None
+            else:
+                self._of[owner] = {stack: None}
+        rank = self._policy.rank(stack, now)
+        self._push((*rank, freed, number, stack, owners, rank))
+
+    def discard(self, stack: S) -> None:
+        """Take the stack out, if it is in."""
+        if (entry := self._entries.pop(stack, None)) is None:
+            return
+        for owner in entry[5]:
+            stacks = self._of[owner]
+            del stacks[stack]
+            if not stacks:
+                del self._of[owner]
+        self._shrink()
+
+    def changed(self, owner: str, now: float) -> None:
+        """An event of the owner has come: rank its stacks anew."""
+        for stack in tuple(self._of.get(owner, ())):
+            old = self._entries[stack]
+            if tuple(stack.owners) != old[5]:
+                self.add(stack, now)
+            elif (rank := self._policy.rank(stack, now)) != old[6]:
+                self._push((*rank, *old[2:6], rank))
+        self._shrink()
+
+    def first(self, now: float) -> S | None:
+        """The stack to take the next block from; None: there is none."""
+        if now >= self._due:
+            self._rank_all(now)
+        heap, entries = self._heap, self._entries
+        while heap:
+            entry = heap[0]
+            if entries.get(entry[4]) is entry:
+                return entry[4]
+            heappop(heap)
+        return None
+
+    def _push(self, entry: Entry[S]) -> None:
+        self._entries[entry[4]] = entry
+        heappush(self._heap, entry)
+
+    def _rank_all(self, now: float) -> None:
+        self._due = now + self._policy.refresh
+        rank, entries = self._policy.rank, self._entries
+        moved = False
+        for stack, old in entries.items():
+            new = rank(stack, now)
+            if new is not old[6] and new != old[6]:
+                entries[stack] = (*new, *old[2:6], new)
+                moved = True
+        if moved:
+            self._heap = list(entries.values())
+            heapify(self._heap)
+
+    def _shrink(self) -> None:
+        if len(self._heap) > 2 * len(self._entries) + SPARE:
+            self._heap = list(self._entries.values())
+            heapify(self._heap)

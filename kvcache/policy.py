@@ -1,0 +1,161 @@
+"""What every eviction policy is: events of owners in, an order of eviction out.
+
+An owner is the branch or role on whose account KV blocks are kept. A stack is a run of free cached blocks of the same
+owners, given up from its tail; a block with several owners counts for the one that needs it soonest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+DEAD, UNKNOWN, KNOWN, LEASED = range(4)
+"""Classes of stacks: all of a lower class go before any of a higher one."""
+
+Rank = tuple[int, float]
+"""Class, then value within it. The lowest goes first; of equals the one freed first."""
+
+INFINITY = float("inf")
+NOBODY: Rank = (DEAD, -INFINITY)
+UNTOLD: Rank = (UNKNOWN, 0.0)
+NOW: Rank = (KNOWN, INFINITY)
+"""The ranks of an owner that nobody will call again, of one nobody foretold anything of, of one whose step waits."""
+
+
+class Stack(Protocol):
+    """Free cached blocks of the same owners. `freed` is when they were last freed, in seconds."""
+
+    @property
+    def owners(self) -> Collection[str]:
+        """The live owners; empty where nobody will need the blocks as far as is known."""
+        ...
+
+    @property
+    def freed(self) -> float:
+        """Seconds on the clock of `now`."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that its free blocks hold."""
+        ...
+
+
+class Curve(Protocol):
+    """The retention index of an owner against how long it has been idle."""
+
+    def index(self, idle: float) -> float:
+        """1/s, after `idle` seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is foretold of an owner. Each policy reads what it knows; None: not told.
+
+    `gap`: the index of its gap, counted from `since`. `steps`: steps to execution. `next_use`: when it runs next, in
+    seconds on the clock of `now`, as only an oracle knows or the graph foretells. `hold`: the latest return that is
+    still likely, in seconds after `since` (a quantile of the gap). `reuse`: the chance that its KV is used again.
+    `seconds_per_token`: what recomputing a token of it costs. `leased`: it may pass the gate.
+    """
+
+    since: float
+    gap: Curve | None = None
+    steps: float | None = None
+    next_use: float | None = None
+    hold: float | None = None
+    reuse: float | None = None
+    seconds_per_token: float = 1.0
+    leased: bool = False
+
+
+class Policy:
+    """Least recently used, which is also what the others do with what they know nothing of.
+
+    `refresh` is how many seconds a rank may be old while no event of its owner has come.
+    """
+
+    name = "lru"
+    refresh = INFINITY
+
+    def started(self, owner: str, now: float) -> None:
+        """A step of the owner waits or runs."""
+
+    def finished(self, owner: str, tokens: int, now: float) -> None:
+        """The step has ended; the owner's context is so many tokens long."""
+
+    def told(self, owner: str, hint: Hint, now: float) -> None:
+        """The core foretells something; it replaces what was told before."""
+
+    def released(self, owner: str, now: float) -> None:
+        """The owner's KV is dead."""
+
+    def forgotten(self, owner: str) -> None:
+        """The owner has no blocks any more."""
+
+    def pressed(self, used: float) -> None:
+        """The share of the pool that is in use or cached, 0 to 1."""
+
+    def rank(self, stack: Stack, now: float) -> Rank:
+        """Where the stack stands at `now`."""
+        return (UNKNOWN, stack.freed)
+
+
+class Foretold(Policy):
+    """What the policies share that go by hints: a stack counts for the owner that needs it soonest.
+
+    Where nobody needs it, it is dead, and where nobody knows, it stands as under LRU. A step waits or runs from its
+    `started` to its `finished`, also when it fails; an owner may have several. The newest word counts: what was
+    released is alive again once it starts or is told of. All is kept until `forgotten`, also of one without blocks.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, int] = {}  # that wait or run
+        self._hints: dict[str, Hint] = {}
+        self._dead: set[str] = set()
+        self._standings: dict[str, tuple[Rank, float]] = {}  # as `standing` gave them; no event has come since
+
+    def started(self, owner: str, now: float) -> None:
+        self._changed(owner)
+        self._dead.discard(owner)
+        self._steps[owner] = self._steps.get(owner, 0) + 1
+
+    def finished(self, owner: str, tokens: int, now: float) -> None:
+        self._changed(owner)
+        if (left := self._steps.pop(owner, 1) - 1) > 0:
+            self._steps[owner] = left
+
+    def told(self, owner: str, hint: Hint, now: float) -> None:
+        self._changed(owner)
+        self._dead.discard(owner)
+        self._hints[owner] = hint
+
+    def released(self, owner: str, now: float) -> None:
+        self._changed(owner)
+        self._hints.pop(owner, None)
+        self._dead.add(owner)
+
+    def forgotten(self, owner: str) -> None:
+        self._changed(owner)
+        self._steps.pop(owner, None)
+        self._hints.pop(owner, None)
+        self._dead.discard(owner)
+
+    def rank(self, stack: Stack, now: float) -> Rank:
+        best = NOBODY
+        for owner in stack.owners:
+            held = self._standings.get(owner)
+            if held is None or now >= held[1]:
+                held = (NOBODY, INFINITY) if owner in self._dead else self.standing(owner, now)
+                self._standings[owner] = held
+            if held[0] > best:
+                best = held[0]
+        return best if best[0] > UNKNOWN else (best[0], stack.freed)
+
+    def standing(self, owner: str, now: float) -> tuple[Rank, float]:
+        """The rank of a live owner, and the time before which it holds if no event comes."""
+        return UNTOLD, INFINITY
+
+    def _changed(self, owner: str) -> None:
+        self._standings.pop(owner, None)

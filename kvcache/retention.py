@@ -1,0 +1,52 @@
+"""Weft's own policy: the retention index, what keeping an owner's KV is worth for each second and token (design §6)."""
+
+from __future__ import annotations
+
+from math import frexp, ldexp
+
+from kvcache.policy import INFINITY, KNOWN, LEASED, NOW, UNTOLD, Foretold, Hint, Rank
+
+SOON = 1 / 64  # seconds; a next use that is nearer or has passed counts as this near, a shorter idle time as this long
+
+
+class Retention(Foretold):
+    """Dead, then unknown, then unleased by index, then leased by index, the lowest first.
+
+    The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
+    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; infinite while its
+    step waits. Times are taken as the middle of one of four bins to each doubling, so that a rank holds for a while.
+    """
+
+    name = "retention"
+    refresh = 1.0
+
+    def standing(self, owner: str, now: float) -> tuple[Rank, float]:
+        hint = self._hints.get(owner)
+        if owner in self._steps:
+            return ((LEASED, INFINITY) if hint is not None and hint.leased else NOW), INFINITY
+        if hint is None:
+            return UNTOLD, INFINITY
+        index, until = _index(hint, now)
+        if index is None and not hint.leased:
+            return UNTOLD, until
+        return (LEASED if hint.leased else KNOWN, (index or 0.0) * hint.seconds_per_token), until
+
+
+def _index(hint: Hint, now: float) -> tuple[float | None, float]:
+    """The index in 1/s, None where nothing is foretold, and the time before which it holds."""
+    if hint.next_use is not None:
+        if hint.next_use - now <= SOON or hint.next_use == INFINITY:
+            return 0.0 if hint.next_use == INFINITY else 1 / SOON, INFINITY
+        low, high = _bin(hint.next_use - now)
+        return 2 / (low + high), hint.next_use - low
+    if hint.gap is not None:
+        low, high = _bin(max(now - hint.since, SOON))
+        return hint.gap.index((low + high) / 2), hint.since + high
+    return None, INFINITY
+
+
+def _bin(seconds: float) -> tuple[float, float]:
+    """The edges of the bin that a time lies in: four bins to each doubling."""
+    mantissa, exponent = frexp(seconds)
+    number = int(mantissa * 8)
+    return ldexp(number, exponent - 3), ldexp(number + 1, exponent - 3)

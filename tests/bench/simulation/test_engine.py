@@ -1,0 +1,218 @@
+"""The modelled engine takes as long, and holds as much, as one that makes every step on its own."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from bench.records import CallRecord
+from bench.simulation.cluster import Cluster, simulate
+from bench.simulation.engine import Engine
+from bench.simulation.profile import Profile
+from bench.simulation.system import System, Turn
+from bench.workloads.runs import Call, Piece, Run, Workload
+from kvcache.policy import Policy
+
+SMALL = Profile(
+    "small", step=0.02, decode=0.001, context=1e-5, prefill=0.001, attention=1e-6,
+    kv_tokens=256, kv_bytes=1000, block=8, budget=32, sequences=4, link=1e6,
+)  # fmt: skip
+
+
+class Sticky(System):
+    """Everything on the first worker."""
+
+    def arrived(self, turn: Turn) -> None:
+        self.cluster.send(turn, 0)
+
+
+class Unlimited(Sticky):
+    unlimited = True
+
+
+def session(name: str, calls: int, first: int = 40, more: int = 24, output: int = 6, gap: float = 1.0) -> Run:
+    """Each prompt goes on from the one before and its answer."""
+    made: list[Call] = []
+    above: Piece | None = None
+    for number in range(calls):
+        prompt = Piece(f"{name}/{number}", first if above is None else more, above)
+        above = Piece(f"{name}/{number}a", output, prompt)
+        made.append(Call("main", "main", prompt, output, tuple(made[-1:]), None, gap if made else 0.0, above))
+    return Run(name, "agent", made)
+
+
+def play(
+    runs: list[Run], system: type[System] = Sticky, profile: Profile = SMALL, tier: float = 0.0
+) -> tuple[Cluster, dict[str, list[CallRecord]]]:
+    cluster = Cluster(system, profile, 1, tier, 100.0, 0)
+    for run in runs:
+        cluster.at(0.0, lambda one: cluster.play(one, False), run)
+    cluster.run()
+    for engine in cluster.engines:
+        engine.device.check()
+        engine.host.check()
+        assert not engine.load
+        assert engine.device.private == engine.device.pinned == engine.host.pinned == 0
+    by_run: dict[str, list[CallRecord]] = {}
+    for record in cluster.calls:
+        by_run.setdefault(record.run, []).append(record)
+    return cluster, by_run
+
+
+def test_a_run_that_is_alone_takes_the_time_that_the_profile_says() -> None:
+    run = session("one", 4)
+    cluster, _ = play([run])
+    assert cluster.runs[0].finished == pytest.approx(cluster.runs[0].unloaded, rel=0.01)
+    assert SMALL.unloaded(run) == cluster.runs[0].unloaded
+
+
+def test_what_the_call_before_left_is_found_in_whole_blocks() -> None:
+    _, calls = play([session("one", 3)])
+    assert [c.cached for c in calls["one"]] == [0, 45 // 8 * 8, 75 // 8 * 8]  # the last token generated has no KV
+    assert [c.ideal for c in calls["one"]] == [0, 46 // 8 * 8, 76 // 8 * 8]
+
+
+def test_first_tokens_come_when_the_prompt_is_prefilled() -> None:
+    cluster, calls = play([session("one", 1, first=64)])
+    record = calls["one"][0]
+    steps = [0.02 + 0.001 * 32 + 1e-6 * 32 * at for at in (16, 48)]
+    assert record.first_token == pytest.approx(sum(steps))
+    assert cluster.engines[0].prefilled_tokens == 64
+
+
+def test_a_prompt_waits_until_there_is_room_for_all_of_it() -> None:
+    _, calls = play([session("one", 1, first=200, output=20), session("two", 1, first=100)])
+    one, two = calls["one"][0], calls["two"][0]
+    assert one.finished is not None
+    assert two.first_token is not None
+    assert two.first_token > one.finished
+
+
+def test_a_sequence_that_finds_no_block_preempts_the_last_and_all_end() -> None:
+    cluster, calls = play([session(name, 1, first=112, output=40) for name in ("one", "two")])
+    assert cluster.engines[0].preemptions >= 1
+    assert all(c.finished is not None for records in calls.values() for c in records)
+    one, two = calls["one"][0].finished, calls["two"][0].finished
+    assert one is not None
+    assert two is not None
+    assert one < two
+
+
+def test_a_call_that_can_never_fit_is_an_error_and_its_run_goes_on() -> None:
+    _, calls = play([session("one", 2, first=300)])
+    assert [bool(c.error) for c in calls["one"]] == [True, True]
+
+
+def test_the_host_tier_gives_back_what_the_device_lost_and_the_link_takes_its_time() -> None:
+    runs = [session("one", 2, first=120, gap=20.0), session("two", 1, first=200)]
+    _, without = play(runs)
+    _, tiered = play([session("one", 2, first=120, gap=20.0), session("two", 1, first=200)], tier=2.0)
+    assert without["one"][1].cached < 120
+    restored = tiered["one"][1]
+    assert restored.cached + restored.hosted == 120
+    assert restored.hosted > 0
+    assert restored.first_token is not None
+    assert restored.first_token - restored.sent > SMALL.restore(restored.hosted)
+
+
+def test_a_prefetch_makes_a_device_hit_of_a_host_hit() -> None:
+    class Eager(Sticky):
+        def finished(self, turn: Turn) -> None:
+            if turn.run.id == "two":
+                self.cluster.at(self.cluster.now + 1, lambda _: self.cluster.engines[0].prefetch(wanted))
+
+    runs = [session("one", 2, first=120, gap=20.0), session("two", 1, first=200)]
+    wanted = runs[0].calls[0].prompt
+    _, calls = play(runs, Eager, tier=2.0)
+    assert calls["one"][1].cached == 120
+    assert calls["one"][1].hosted == 0
+
+
+def test_a_call_waits_for_all_or_for_as_many_as_it_needs() -> None:
+    root = Piece("root", 16)
+    first = Call("plan", "plan", root, 2)
+    quick, slow = (
+        Call(name, name, Piece(name, 16, root), output, (first,)) for name, output in (("quick", 2), ("slow", 60))
+    )
+    for need, expected in ((None, slow), (1, quick)):
+        join = Call("join", "join", Piece("join", 16, root), 2, (quick, slow), need, 0.5)
+        run = Run(f"run {need}", "fan", [first, quick, slow, join])
+        _, calls = play([run], Unlimited)
+        ended = calls[run.id][run.calls.index(expected)].finished
+        assert ended is not None
+        assert next(c.sent for c in calls[run.id] if c.index == 3) == pytest.approx(ended + 0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 100), st.integers(1, 40), st.integers(1, 40), st.floats(0, 5)),
+        min_size=1,
+        max_size=6,
+    ),
+    tier=st.sampled_from([0.0, 0.5, 2.0]),
+    kv=st.integers(25, 60),
+)
+def test_every_call_ends_once_and_no_block_is_lost(
+    shapes: list[tuple[int, int, int, int, float]], tier: float, kv: int
+) -> None:
+    from dataclasses import replace
+
+    runs = [session(str(i), n, first, more, output, gap) for i, (n, first, more, output, gap) in enumerate(shapes)]
+    cluster, calls = play(runs, profile=replace(SMALL, kv_tokens=kv * 8), tier=tier)
+    assert sum(map(len, calls.values())) == sum(len(run.calls) for run in runs)
+    for record in cluster.calls:
+        assert (record.error is None) == (record.finished is not None)
+        assert record.cached + record.hosted < record.prompt
+        if record.finished is not None:
+            assert record.first_token is not None
+            assert record.sent < record.first_token <= record.finished
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 30), st.integers(1, 30), st.floats(0, 2)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_jump_is_the_sum_of_its_steps(shapes: list[tuple[int, int, int, int, float]]) -> None:
+    """An engine that may only make single steps gives the same times."""
+    made = [[session(str(i), *shape) for i, shape in enumerate(shapes)] for _ in range(2)]
+    jumped, _ = play(made[0])
+    affordable = Engine._affordable
+    try:
+        Engine._affordable = lambda self, decoding, steps: affordable(self, decoding, min(steps, 1))  # type: ignore[method-assign]
+        stepped, _ = play(made[1])
+    finally:
+        Engine._affordable = affordable  # type: ignore[method-assign]
+    for one, two in zip(
+        sorted(jumped.calls, key=lambda c: (c.run, c.index)),
+        sorted(stepped.calls, key=lambda c: (c.run, c.index)),
+        strict=True,
+    ):
+        assert one.finished == pytest.approx(two.finished, abs=1e-6)
+        assert one.first_token == pytest.approx(two.first_token, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_records() -> None:
+    workload = Workload("w", [session(f"s{i}", 2 + i % 3, gap=float(i)) for i in range(6)])
+    one, two = (simulate(workload, Sticky, SMALL, workers=1, load=2.0, seed=3) for _ in range(2))
+    assert [(c.run, c.sent, c.finished, c.cached) for c in one.calls] == [
+        (c.run, c.sent, c.finished, c.cached) for c in two.calls
+    ]
+    assert one.window == two.window
+
+
+def test_closed_slots_begin_part_way_once_and_then_as_many_runs_as_were_supplied() -> None:
+    workload = Workload("w", [session(f"s{i}", 4) for i in range(3)])
+    played = simulate(workload, Sticky, SMALL, workers=1, load=0.8, seed=1, supply=5)
+    warm = [r for r in played.runs if r.warm]
+    slots = round(0.8 * SMALL.kv_tokens / workload.mean_context)
+    assert len(warm) == slots
+    assert len(played.runs) == 6 * slots
+    assert 0 < played.window[0] < played.window[1]
+    assert all(r.finished is not None for r in played.runs)
+    assert Policy.name == "lru"
