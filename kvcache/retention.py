@@ -14,7 +14,8 @@ class Retention(Foretold):
 
     The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
     curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; infinite while its
-    step waits. Times are taken as the middle of one of four bins to each doubling, so that a rank holds for a while.
+    step waits. Idle times are taken as the middle of one of four bins to each doubling: a curve is dear to look up, and
+    has coarser bins itself.
     """
 
     name = "retention"
@@ -35,10 +36,7 @@ class Retention(Foretold):
 def _index(hint: Hint, now: float) -> tuple[float | None, float]:
     """The index in 1/s, None where nothing is foretold, and the time before which it holds."""
     if hint.next_use is not None:
-        if hint.next_use - now <= SOON or hint.next_use == INFINITY:
-            return 0.0 if hint.next_use == INFINITY else 1 / SOON, INFINITY
-        low, high = _bin(hint.next_use - now)
-        return 2 / (low + high), hint.next_use - low
+        return 1 / max(hint.next_use - now, SOON), now
     if hint.gap is not None:
         low, high = _bin(max(now - hint.since, SOON))
         return hint.gap.index((low + high) / 2), hint.since + high

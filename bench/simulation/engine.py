@@ -168,6 +168,9 @@ class Engine:
         if one is None:
             raise ValueError("the turn does not wait here")
         self._queue.remove(one)
+        now = self._clock()
+        for shelf in (self.device, self.host):
+            shelf.policy.finished(turn.owner, 0, now)
         self.release(turn.owner)
 
     def advance(self, now: float) -> tuple[list[Turn], list[Turn]]:

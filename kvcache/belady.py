@@ -1,0 +1,19 @@
+"""Bélády's rule: what is needed last goes first. It wants an oracle."""
+
+from __future__ import annotations
+
+from kvcache.policy import INFINITY, KNOWN, NOBODY, NOW, UNTOLD, Foretold, Rank
+
+
+class Belady(Foretold):
+    """The next use as `Hint.next_use` gives it; infinity is never and goes first; a step that waits needs it now."""
+
+    name = "belady"
+
+    def standing(self, owner: str, now: float) -> tuple[Rank, float]:
+        if owner in self._steps:
+            return NOW, INFINITY
+        hint = self._hints.get(owner)
+        if hint is None or hint.next_use is None:
+            return UNTOLD, INFINITY
+        return (NOBODY if hint.next_use == INFINITY else (KNOWN, -hint.next_use)), INFINITY
