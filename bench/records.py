@@ -1,4 +1,4 @@
-"""What is written down of each call and run that a benchmark plays, real or simulated. Times are seconds since its start."""
+"""What is written down of each call and run of a benchmark, real or simulated. Times are seconds since its start."""
 
 from __future__ import annotations
 

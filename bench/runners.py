@@ -1,0 +1,95 @@
+"""The runs of a cell, and what plays it on modelled workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from bench.cells import TRACE, Cell
+from bench.errors import BenchError
+from bench.matrix import spoken
+from bench.records import Played
+from bench.simulation.cluster import simulate
+from bench.simulation.profile import PROFILES, Profile
+from bench.simulation.systems import SYSTEMS
+from bench.workloads import catalog
+from bench.workloads.runs import Workload
+
+SEEDLESS = ("claude-code", "mooncake", "recorded")
+"""Workloads that are what their file is, whatever the seed, which then only orders them: they are read once."""
+
+SECONDS_A_CALL = 1e-3
+"""About what it takes to simulate a call on one core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """Plays a cell on modelled workers. `trace` is where this machine keeps the file that the workload is read from."""
+
+    trace: Path | None = None
+
+    def __call__(self, cell: Cell) -> Played:
+        return simulate(
+            workload(cell, self.trace), SYSTEMS[cell.system], profile(cell), workers=cell.workers,
+            load=cell.load or 0.0, tier=cell.tier, arrivals=cell.arrivals, seed=cell.seed, supply=cell.supply,
+        )  # fmt: skip
+
+    def guess(self, cell: Cell) -> float:
+        """About how many seconds the cell takes."""
+        runs = workload(replace(cell, seed=cell.seed - cell.rep), self.trace)
+        calls = sum(len(run.calls) for run in runs.runs) / len(runs.runs)
+        return slots(cell, runs, profile(cell).kv_tokens) * (cell.supply + 1) * calls * SECONDS_A_CALL
+
+
+def profile(cell: Cell) -> Profile:
+    """What a modelled worker of the cell costs: "NAME", or "NAME:KV_TOKENS" for one with another KV memory."""
+    name, _, size = cell.profile.partition(":")
+    return replace(PROFILES[name], kv_tokens=int(size)) if size else PROFILES[name]
+
+
+def traffic(cell: Cell, trace: Path) -> str:
+    """How much was recorded, and the load it would be on the workers of the cell if each run had an engine alone."""
+    runs, costs = workload(cell, trace), profile(cell)
+    alone = [costs.unloaded(run) for run in runs.runs]
+    span = max((run.arrival or 0.0) + seconds for run, seconds in zip(runs.runs, alone, strict=True))
+    live = sum(alone) / max(span, 1e-9)
+    load = live * runs.mean_context / (cell.workers * costs.kv_tokens)
+    calls = sum(len(run.calls) for run in runs.runs)
+    return (
+        f"Recorded: {len(runs.runs)} runs, {calls} calls. Unhindered, {live:.3g} would be live in the mean "
+        f"for {spoken(span)}: load {load:.3g} on {cell.workers} x {costs.kv_tokens:,} KV tokens."
+    )
+
+
+def slots(cell: Cell, runs: Workload, kv_tokens: int) -> int:
+    """How many runs are live at once in a closed loop; in an open one, how many there are for each of its supply."""
+    if cell.load is None:
+        return 40
+    return max(1, round(cell.load * cell.workers * kv_tokens / runs.mean_context))
+
+
+def workload(cell: Cell, trace: Path | None) -> Workload:
+    """The runs of a cell. Raises BenchError where there are none."""
+    seed = 0 if cell.workload in SEEDLESS else cell.seed
+    try:
+        return _workload(cell.workload, trace, seed, cell.max_context, cell.half, cell.scale)
+    except (ValueError, OSError) as error:
+        raise BenchError(str(error)) from error
+
+
+def checked(cell: Cell, trace: Path | None) -> Workload:
+    """The runs of a cell as `workload` has them. Raises BenchError too where cell and trace do not go together."""
+    if trace is not None and cell.workload not in catalog.TRACES:
+        raise BenchError(f"{cell.workload} is made by its seed, it reads no --trace")
+    found = workload(cell, trace)
+    if cell.arrivals == TRACE and any(run.arrival is None for run in found.runs):
+        raise BenchError(f"{cell.workload} does not say when its runs arrived: --arrivals closed or poisson:R")
+    return found
+
+
+@lru_cache(maxsize=2)
+def _workload(
+    name: str, trace: Path | None, seed: int, max_context: int | None, half: str | None, scale: float
+) -> Workload:
+    return catalog.load(name, trace, seed, max_context=max_context, half=half, scale=scale)

@@ -1,0 +1,58 @@
+"""A worker's cost profile from what was measured of one, and profiles in files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bench.errors import BenchError
+from bench.rivals.costs import Costs
+from bench.simulation.profile import PROFILES, Profile
+
+
+def fitted(
+    costs: Costs, *, name: str, kv_tokens: int, kv_bytes: int, block: int, budget: int, sequences: int
+) -> Profile:
+    """The profile of an engine whose costs were measured; what a call spends outside it is in their intercept.
+
+    A prompt of x tokens takes ceil(x / budget) steps, whose fixed time the measured slope contains. No link: the engine
+    has no host tier until one is measured.
+    """
+    return Profile(
+        name,
+        step=costs.fixed,
+        decode=costs.request,
+        context=costs.context,
+        prefill=max(0.0, costs.linear / 1000 - costs.fixed / budget),
+        attention=2 * costs.quadratic / 1e6,
+        kv_tokens=kv_tokens,
+        kv_bytes=kv_bytes,
+        block=block,
+        budget=budget,
+        sequences=sequences,
+        link=float("inf"),
+        overhead=max(0.0, costs.intercept - costs.fixed),
+    )
+
+
+def document(profile: Profile) -> dict[str, Any]:
+    """A profile as JSON values."""
+    return {k: v for k, v in asdict(profile).items() if v != float("inf")}
+
+
+def load(name: str) -> Profile:
+    """A profile by name, or from a JSON file with its fields (also under "profile", as run.json has it)."""
+    if name in PROFILES:
+        return PROFILES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise BenchError(f"no profile {name!r}: one of {', '.join(PROFILES)}, or a JSON file")
+    try:
+        found = orjson.loads(path.read_bytes())
+        found = found.get("profile", found)
+        return Profile(**{"link": float("inf")} | {f.name: found[f.name] for f in fields(Profile) if f.name in found})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BenchError(f"{name} is no profile: {error}") from error
