@@ -45,7 +45,7 @@ class Shelf:
         self.pinned = 0
         self.private = 0
         self.held: dict[Piece, Held] = {}
-        self.order = Order(policy)
+        self.order: Order[Held] = Order(policy)
         self._tips: dict[str, Held] = {}
         self._count: dict[str, int] = {}
         self._roles: dict[str, tuple[str, Piece]] = {}
