@@ -22,6 +22,7 @@ class Cell:
     `load` is None in an open loop, where `arrivals` stands for it: "poisson:R", R runs an hour; "trace", as recorded.
     `tier` is the host tier's size over the KV memory of the engines. `engine` is "simulated" or "real"; `profile` what
     a worker costs, or is. `trace` is a file's name and digest. `supply` is how many runs a slot of a closed loop gets.
+    `options` are those of the workload, "name=value,..." in the order of their names.
     """
 
     workload: str
@@ -39,6 +40,7 @@ class Cell:
     scale: float = 1.0
     max_context: int | None = None
     supply: int = 4
+    options: str = ""
 
     @property
     def rate(self) -> float | None:
@@ -50,7 +52,7 @@ class Cell:
         """What two cells must share to be compared: all but system, load, rate, repetition and its seed."""
         return (
             self.engine, self.workload, self.trace or "", self.half or "", self.scale, self.max_context or 0,
-            self.profile, self.supply, self.arrivals.partition(":")[0], self.workers, self.tier, self.seed - self.rep,
+            self.options, self.profile, self.supply, self.arrivals.partition(":")[0], self.workers, self.tier, self.seed - self.rep,
         )  # fmt: skip
 
     @property

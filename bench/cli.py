@@ -35,6 +35,9 @@ SeedOption = Annotated[int, typer.Option(help="The first repetition's seed.")]
 ContextOption = Annotated[int | None, typer.Option(min=1, help="Leave out runs with longer prompts, in tokens.")]
 HalfOption = Annotated[str | None, typer.Option(help="Only this half of the trace: `tune` or `report`.")]
 ScaleOption = Annotated[float, typer.Option(help="Divide all lengths by this.")]
+OptionsOption = Annotated[
+    str, typer.Option("--options", metavar="NAME=VALUE,...", help="Of the workload itself: misprediction=0.3, calls=4.")
+]
 SupplyOption = Annotated[int, typer.Option(min=1, help="Runs for each slot of a closed loop, after the first.")]
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME[:KV_TOKENS]", help="What a modelled worker is: l70, q30 or cpu; its KV memory.")
@@ -99,6 +102,10 @@ def _parts(text: str, what: str) -> list[str]:
     return parts
 
 
+def _sorted(options: str) -> str:
+    return ",".join(sorted(one.strip() for one in options.split(",") if one.strip()))
+
+
 def _arrivals(text: str) -> list[str]:
     if text in (CLOSED, TRACE):
         return [text]
@@ -122,6 +129,7 @@ def bench(
     arrivals: ArrivalsOption = "closed",
     half: HalfOption = None,
     scale: ScaleOption = 1.0,
+    options: OptionsOption = "",
     supply: SupplyOption = 4,
     reps: RepsOption = 3,
     seed: SeedOption = 0,
@@ -135,7 +143,7 @@ def bench(
     one_of(workload, catalog.NAMES, "workload")
     base = Cell(
         workload, "", None, workers, 0.0, 0, seed, engine="real", half=half, scale=scale, max_context=max_context,
-        supply=supply,
+        supply=supply, options=_sorted(options),
     )  # fmt: skip
     places = points(load, str(workers), tier, arrivals)
     real.compare(base, places, _parts(systems, "--systems"), trace, reps, out, model, kv_tokens, url)
@@ -154,6 +162,7 @@ def simulate(
     arrivals: ArrivalsOption = "closed",
     half: HalfOption = None,
     scale: ScaleOption = 1.0,
+    options: OptionsOption = "",
     supply: SupplyOption = 4,
     reps: RepsOption = 1,
     seed: SeedOption = 0,
@@ -163,7 +172,7 @@ def simulate(
     """Play a workload on modelled workers, with the real scheduler and policies in front of them."""
     base = Cell(
         workload, "", None, 0, 0.0, 0, seed, profile=profile, half=half, scale=scale, max_context=max_context,
-        supply=supply,
+        supply=supply, options=_sorted(options),
     )  # fmt: skip
     _simulate(base, trace, policies, points(load, workers, tier, arrivals), reps, jobs, out)
 

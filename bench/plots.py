@@ -58,6 +58,7 @@ def title(group: Group) -> str:
     parts += [f"half {cell.half}"] if cell.half else []
     parts += [f"prompts up to {cell.max_context:,}"] if cell.max_context else []
     parts += [f"lengths / {cell.scale:g}"] if cell.scale != 1 else []
+    parts += [cell.options.replace(",", ", ")] if cell.options else []
     if cell.arrivals != CLOSED:
         parts.append("arrivals as recorded" if cell.arrivals == TRACE else "Poisson arrivals")
     return ", ".join(parts)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from bench.cells import TRACE, Cell
 from bench.errors import BenchError
@@ -73,8 +76,8 @@ def workload(cell: Cell, trace: Path | None) -> Workload:
     """The runs of a cell. Raises BenchError where there are none."""
     seed = 0 if cell.workload in SEEDLESS else cell.seed
     try:
-        return _workload(cell.workload, trace, seed, cell.max_context, cell.half, cell.scale)
-    except (ValueError, OSError) as error:
+        return _workload(cell.workload, trace, seed, cell.max_context, cell.half, cell.scale, cell.options)
+    except (ValueError, TypeError, OSError) as error:
         raise BenchError(str(error)) from error
 
 
@@ -90,6 +93,15 @@ def checked(cell: Cell, trace: Path | None) -> Workload:
 
 @lru_cache(maxsize=2)
 def _workload(
-    name: str, trace: Path | None, seed: int, max_context: int | None, half: str | None, scale: float
+    name: str, trace: Path | None, seed: int, max_context: int | None, half: str | None, scale: float, options: str
 ) -> Workload:
-    return catalog.load(name, trace, seed, max_context=max_context, half=half, scale=scale)
+    return catalog.load(name, trace, seed, max_context=max_context, half=half, scale=scale, **parsed(options))
+
+
+def parsed(options: str) -> dict[str, Any]:
+    """The options of a workload, from "name=value,...". Raises ValueError where a value is no JSON."""
+    pairs = [one.partition("=") for one in options.split(",") if one]
+    try:
+        return {name: orjson.loads(value) for name, _, value in pairs}
+    except orjson.JSONDecodeError:
+        raise ValueError(f"{options!r} is not name=value,... with numbers, true or false for values") from None
