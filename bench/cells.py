@@ -52,7 +52,8 @@ class Cell:
         """What two cells must share to be compared: all but system, load, rate, repetition and its seed."""
         return (
             self.engine, self.workload, self.trace or "", self.half or "", self.scale, self.max_context or 0,
-            self.options, self.profile, self.supply, self.arrivals.partition(":")[0], self.workers, self.tier, self.seed - self.rep,
+            self.options, self.profile, self.supply, self.arrivals.partition(":")[0], self.workers, self.tier,
+            self.seed - self.rep,
         )  # fmt: skip
 
     @property

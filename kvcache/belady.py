@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from kvcache.policy import INFINITY, KNOWN, NOBODY, NOW, UNTOLD, Foretold, Rank
+from kvcache.policy import INFINITY, KNOWN, NOBODY, UNTOLD, Foretold, Rank
 
 
 class Belady(Foretold):
-    """The next use as `Hint.next_use` gives it; infinity is never and goes first; a step that waits needs it now."""
+    """The next use as `Hint.next_use` gives it; infinity is never and goes first.
+
+    Steps that wait need it now, and the last to come goes first of them.
+    """
 
     name = "belady"
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
-        if owner in self._steps:
-            return NOW, INFINITY
+        if (need := self.need(owner)) is not None:
+            return (KNOWN, need), INFINITY
         hint = self._hints.get(owner)
         if hint is None or hint.next_use is None:
             return UNTOLD, INFINITY

@@ -19,8 +19,9 @@ Rank = tuple[int, float]
 INFINITY = float("inf")
 NOBODY: Rank = (DEAD, -INFINITY)
 UNTOLD: Rank = (UNKNOWN, 0.0)
-NOW: Rank = (KNOWN, INFINITY)
-"""The ranks of an owner that nobody will call again, of one nobody foretold anything of, of one whose step waits."""
+"""The ranks of an owner that nobody will call again, and of one nobody foretold anything of."""
+
+NEEDED = 1e12  # above any value of an owner without a step, and any time in seconds
 
 
 class Stack(Protocol):
@@ -112,6 +113,7 @@ class Foretold(Policy):
 
     def __init__(self) -> None:
         self._steps: dict[str, int] = {}  # that wait or run
+        self._since: dict[str, float] = {}  # when the first of them came
         self._hints: dict[str, Hint] = {}
         self._dead: set[str] = set()
         self._standings: dict[str, tuple[Rank, float]] = {}  # as `standing` gave them; no event has come since
@@ -120,11 +122,14 @@ class Foretold(Policy):
         self._changed(owner)
         self._dead.discard(owner)
         self._steps[owner] = self._steps.get(owner, 0) + 1
+        self._since.setdefault(owner, now)
 
     def finished(self, owner: str, tokens: int, now: float) -> None:
         self._changed(owner)
         if (left := self._steps.pop(owner, 1) - 1) > 0:
             self._steps[owner] = left
+        else:
+            self._since.pop(owner, None)
 
     def told(self, owner: str, hint: Hint, now: float) -> None:
         self._changed(owner)
@@ -139,6 +144,7 @@ class Foretold(Policy):
     def forgotten(self, owner: str) -> None:
         self._changed(owner)
         self._steps.pop(owner, None)
+        self._since.pop(owner, None)
         self._hints.pop(owner, None)
         self._dead.discard(owner)
 
@@ -152,6 +158,10 @@ class Foretold(Policy):
             if held[0] > best:
                 best = held[0]
         return best if best[0] > UNKNOWN else (best[0], stack.freed)
+
+    def need(self, owner: str) -> float | None:
+        """The value of an owner whose step waits or runs, above that of any other: the first come is served first."""
+        return NEEDED - self._since[owner] if owner in self._since else None
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
         """The rank of a live owner, and the time before which it holds if no event comes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import frexp, ldexp
 
-from kvcache.policy import INFINITY, KNOWN, LEASED, NOW, UNTOLD, Foretold, Hint, Rank
+from kvcache.policy import INFINITY, KNOWN, LEASED, UNTOLD, Foretold, Hint, Rank
 
 SOON = 1 / 64  # seconds; a next use that is nearer or has passed counts as this near, a shorter idle time as this long
 
@@ -13,9 +13,9 @@ class Retention(Foretold):
     """Dead, then unknown, then unleased by index, then leased by index, the lowest first.
 
     The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
-    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; infinite while its
-    step waits. Idle times are taken as the middle of one of four bins to each doubling: a curve is dear to look up, and
-    has coarser bins itself.
+    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others while
+    its step waits, and the last to come goes first of them. Idle times are taken as the middle of one of four bins to
+    each doubling: a curve is dear to look up, and has coarser bins itself.
     """
 
     name = "retention"
@@ -23,8 +23,8 @@ class Retention(Foretold):
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
         hint = self._hints.get(owner)
-        if owner in self._steps:
-            return ((LEASED, INFINITY) if hint is not None and hint.leased else NOW), INFINITY
+        if (need := self.need(owner)) is not None:
+            return (LEASED if hint is not None and hint.leased else KNOWN, need), INFINITY
         if hint is None:
             return UNTOLD, INFINITY
         index, until = _index(hint, now)

@@ -139,7 +139,7 @@ class Engine:
                 return 0
             at = at.parent
         more = (at.end - self.device.depth(at)) // block
-        if more <= 0 or at in self._arriving or not self.device.affords(at, 0):
+        if more <= 0 or at in self._arriving or not self.device.affords(at, self._promised()):
             return 0
         line = self.device.pin(at, now)
         self.device.fill(line, now)
@@ -308,6 +308,11 @@ class Engine:
         block = self.profile.block
         tokens = one.size + one.generated
         return max(0, math.ceil((tokens + steps) / block) - one.size // block - one.private)
+
+    def _promised(self) -> int:
+        """The blocks that the jump in progress will need."""
+        steps = self._jump.steps if self._jump else 0
+        return sum(self._growth(one, steps) for one in self._batch if one.done >= one.target)
 
     def _affordable(self, decoding: list[Sequence], steps: int) -> int:
         """The most steps, up to `steps`, for whose tokens there are blocks."""

@@ -142,3 +142,17 @@ def test_a_new_hint_replaces_the_old_one(kind: type[Foretold]) -> None:
     assert order_of(policy, 0, "a", "b") == ["b", "a"]
     policy.told("a", Hint(since=0), 0)
     assert policy.rank(Run("a", 7), 0) == Policy().rank(Run("a", 7), 0)
+
+
+@pytest.mark.parametrize("kind", [Belady, Retention])
+def test_of_steps_that_wait_the_last_to_come_loses_its_blocks_first(kind: type[Foretold]) -> None:
+    policy = kind()
+    policy.told("idle", Hint(0.0, next_use=100.0), 0.0)
+    policy.started("first", 1.0)
+    policy.started("second", 2.0)
+    policy.started("first", 3.0)
+    assert order_of(policy, 4.0, "first", "second", "idle") == ["idle", "second", "first"]
+    policy.finished("first", 10, 4.0)
+    assert order_of(policy, 4.0, "first", "second", "idle") == ["idle", "second", "first"], "one of its steps is left"
+    policy.finished("first", 10, 4.0)
+    assert order_of(policy, 4.0, "idle", "first", "second")[-1] == "second"

@@ -129,6 +129,19 @@ def test_a_prefetch_makes_a_device_hit_of_a_host_hit() -> None:
     assert calls["one"][1].hosted == 0
 
 
+def test_a_prefetch_leaves_the_blocks_that_running_calls_will_need() -> None:
+    class Greedy(Sticky):
+        tick = 0.05
+
+        def ticked(self) -> None:
+            for run in runs:
+                self.cluster.engines[0].prefetch(run.calls[0].prompt)
+
+    runs = [session(str(i), 2, first=70, output=50, gap=1.0) for i in range(4)]
+    cluster, _ = play(runs, Greedy, tier=3.0)
+    assert all(record.finished is not None for record in cluster.calls)
+
+
 def test_a_call_waits_for_all_or_for_as_many_as_it_needs() -> None:
     root = Piece("root", 16)
     first = Call("plan", "plan", root, 2)
