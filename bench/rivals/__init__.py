@@ -1,0 +1,1 @@
+"""What users would pick today, and Weft, on the same real engines."""

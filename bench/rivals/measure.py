@@ -1,0 +1,130 @@
+"""Measures one system on real engines: one cell of a benchmark."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable
+
+from bench.errors import BenchError
+from bench.overhead import tree_ticks
+from bench.play import TIMEOUT, Player, poisson
+from bench.records import Played
+from bench.rivals.engines import Engines
+from bench.rivals.front import Front, Hash, LeastLoaded, RoundRobin, Semaphore, Stock, Unlimited
+from bench.rivals.servers import Hinted, Program, Router, Weft
+from bench.rivals.texts import calibrate
+from bench.workloads.runs import Run, Workload
+
+SYSTEMS: dict[str, Callable[[], Front]] = {
+    "stock": Stock,
+    "stock-round-robin": RoundRobin,
+    "stock-least-loaded": LeastLoaded,
+    "stock-hash": Hash,
+    "semaphore": Semaphore,
+    "vllm-router-cache-aware": lambda: Router("cache_aware"),
+    "vllm-router-consistent-hash": lambda: Router("consistent_hash"),
+    "vllm-router-program": Program,
+    "vllm-router-program-hinted": Hinted,
+    "weft": Weft,
+    "unlimited": Unlimited,
+}
+LATER = ("weft-no-gate", "weft-no-evict", "weft-no-release", "weft-no-tier", "weft-no-prefetch")
+CLOSED, TRACE = "closed", "trace"
+OPEN_RUNS = 60
+
+
+def make(system: str) -> Front:
+    """A fresh front. Raises BenchError where there is no such system, or not yet."""
+    if system in LATER:
+        raise BenchError(f"{system} does not exist yet: Weft has no such part to leave out")
+    if system not in SYSTEMS:
+        raise BenchError(f"unknown system {system!r}; there are {', '.join(SYSTEMS)}")
+    return SYSTEMS[system]()
+
+
+def slots_for(load: float, engines: Engines, workload: Workload) -> int:
+    """How many concurrent runs make a load: their mean context over the engines' KV tokens. At least one."""
+    return max(1, round(load * engines.asked * engines.count / workload.mean_context))
+
+
+async def measure(
+    system: str, engines: Engines, workload: Workload, *, seed: int, load: float | None = None,
+    arrivals: str = CLOSED, supply: int = 4, open_runs: int = OPEN_RUNS, timeout: float = TIMEOUT,
+    say: Callable[[str], None] = print,
+) -> Played:  # fmt: skip
+    """Play a workload on a fresh front over emptied engines.
+
+    In a closed loop `load` gives the slots, each of which has `supply` runs to play after its first. Else `arrivals` is
+    "poisson:R", with `open_runs` runs, R an hour, or "trace", each run at its own time. Of the figures in `extra`,
+    `load` is what the slots make of the load asked for, `load_played` the same with the contexts that the engines
+    counted, `starved` the slots whose first run outlasted the supply.
+    """
+    front = make(system)
+    slots = slots_for(load, engines, workload) if load is not None and arrivals == CLOSED else 0
+    runs, times = _runs(workload, arrivals, seed, slots * (1 + supply), open_runs)
+    longest = max(call.prompt.end + call.output for run in runs for call in run.calls)
+    if longest > engines.max_len:
+        raise BenchError(f"{workload.name} has calls of {longest} tokens, the engines take {engines.max_len}")
+    await engines.fit(front.kv_tokens(runs, engines.asked))
+    await engines.reset()
+    try:
+        await front.start(engines, workload)
+        texts = await calibrate(engines.http, engines.urls[0], engines.model, seed, runs)
+        before, began, ticks = await engines.counters(), time.perf_counter(), _ticks(front)
+        player = Player(engines.http, front, texts, engines.model, engines.block, timeout)
+        played = await (player.open(runs, times) if times else player.closed(runs, slots, seed))
+        played.extra |= _extra(engines, workload, played, slots)
+        played.extra |= _used(time.perf_counter() - began, ticks, _ticks(front))
+        played.extra |= {name: value - before[name] for name, value in (await engines.counters()).items()}
+    finally:
+        await front.stop()
+    shown = f"load {played.extra['load']:.2f} ({slots} slots), {played.extra['load_played']:.2f} as played"
+    say(f"{system}: {shown if slots else arrivals}, {len(runs)} runs, {len(played.calls)} calls")
+    return played
+
+
+def _runs(workload: Workload, arrivals: str, seed: int, supply: int, count: int) -> tuple[list[Run], list[float]]:
+    """The runs to play, and when each arrives; no times in a closed loop."""
+    if arrivals == CLOSED:
+        if not supply:
+            raise BenchError("a closed loop needs a load above 0")
+        return list(itertools.islice(workload.draw(seed), supply)), []
+    if arrivals == TRACE:
+        if any(run.arrival is None for run in workload.runs):
+            raise BenchError(f"{workload.name} does not say when its runs arrived")
+        runs = sorted(workload.runs, key=lambda run: run.arrival or 0.0)
+        return runs, [run.arrival or 0.0 for run in runs]
+    kind, _, rate = arrivals.partition(":")
+    try:
+        each = float(rate) if kind == "poisson" else 0.0
+    except ValueError:
+        each = 0.0
+    if not 0 < each < math.inf:
+        raise BenchError(f"arrivals {arrivals!r}: neither closed, trace nor poisson:RUNS_PER_HOUR")
+    return list(itertools.islice(workload.draw(seed), count)), poisson(each, count, seed)
+
+
+def _extra(engines: Engines, workload: Workload, played: Played, slots: int) -> dict[str, float]:
+    total = engines.asked * engines.count
+    done = [call for call in played.calls if call.finished is not None]
+    context = sum(call.prompt + call.output for call in done) / max(1, len(done))
+    return {
+        "slots": slots,
+        "kv_tokens": engines.kv_tokens * engines.count,
+        "load": slots * workload.mean_context / total,
+        "load_played": slots * context / total,
+    }
+
+
+def _ticks(front: Front) -> tuple[int, int]:
+    return tree_ticks(front.pid) if front.pid else 0, sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")  # type: ignore[return-value]
+
+
+def _used(seconds: float, before: tuple[int, int], after: tuple[int, int]) -> dict[str, float]:
+    """Seconds that the cell took, and the share of one core that front and client used of them."""
+    each = seconds * os.sysconf("SC_CLK_TCK")
+    front, client = ((end - begin) / each for begin, end in zip(before, after, strict=True))
+    return {"seconds": seconds, "front_cpus": front, "client_cpus": client}

@@ -1,0 +1,117 @@
+"""What the harness starts is confined, and gone when the harness is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.rivals.engines import BLOCK, Engines, length_for
+from bench.rivals.isolation import PREFIX, Isolation
+from bench.rivals.process import Process, descendants, environment
+from bench.workloads.runs import Call, Piece, Run, Workload
+from tests.bench.rivals.runs import workload
+
+
+async def started(tmp_path: Path, script: str) -> Process:
+    """A shell script that has said so."""
+    process = Process(["sh", "-c", f"echo said; {script}"], tmp_path / "log", environment())
+    while "said" not in process.tail():
+        await asyncio.sleep(0.02)
+    return process
+
+
+def runs(pid: int) -> bool:
+    """Whether it has not ended, whoever has still to hear of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.02)
+
+
+async def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    process = await started(tmp_path, "sleep 100 & sleep 100; true")
+    pids = [process.pid, *descendants(process.pid)]
+    assert process.alive
+    assert len(pids) == 3
+    await process.stop()
+    assert not process.alive
+    wait_for_end(pids)
+
+
+def test_a_process_ends_when_the_harness_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from bench.rivals.process import Process, environment\n"
+        "process = Process(['sleep', '100'], Path(sys.argv[1]), environment())\n"
+        "while Path(f'/proc/{process.pid}/comm').read_text() != 'sleep\\n': time.sleep(0.02)\n"
+        "print(process.pid, flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "log")], stdout=subprocess.PIPE) as harness:
+        assert harness.stdout
+        pid = int(harness.stdout.readline())
+        harness.send_signal(signal.SIGKILL)
+    wait_for_end([pid])
+
+
+def test_what_would_set_up_another_weft_is_kept_from_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEFT_PORT", "1")
+    assert "WEFT_PORT" not in environment()
+    assert environment(HOME="/there")["HOME"] == "/there"
+
+
+async def test_an_engine_is_confined_and_its_group_goes_with_it(tmp_path: Path) -> None:
+    process = await started(tmp_path, "sleep 100 & wait")
+    isolation = Isolation(1)
+    try:
+        isolation.isolate(process.pid, 0)
+        (core,) = descendants(process.pid)
+        assert os.sched_getaffinity(core) == {max(os.sched_getaffinity(0))}
+        groups = list(isolation._parent.glob(f"{PREFIX}{os.getpid()}-0")) if isolation._parent else []
+        for group in groups:
+            assert str(core) in (group / "cgroup.procs").read_text().split()
+            assert (group / "cpu.cfs_quota_us").read_text() == "5000\n"
+        assert ("quota 0.5 core" in isolation.said[0]) == bool(groups)
+    finally:
+        await process.stop()
+        isolation.remove()
+    assert not [group for group in groups if group.exists()]
+
+
+def test_groups_of_harnesses_that_were_killed_are_taken_away() -> None:
+    parent = Isolation(1)._parent
+    if parent is None:
+        pytest.skip("no cgroup v1 to make groups in")
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    orphan = parent / f"{PREFIX}{gone.pid}-0"
+    orphan.mkdir()
+    Isolation(1)
+    assert not orphan.exists()
+
+
+def test_an_engine_must_hold_one_call(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="64 KV tokens"):
+        Engines(1, 64, tmp_path, max_len=96)
+
+
+def test_the_length_of_calls_has_room_for_texts_that_are_longer_than_said() -> None:
+    asked = workload()
+    longest = max(call.prompt.end + call.output for run in asked.runs for call in run.calls)
+    assert longest < length_for(asked) < 3 * longest
+    assert length_for(asked) % BLOCK == 0
+    long = Piece("long", 10, text="x" * 10_000)
+    assert length_for(Workload("long", [Run("r", "p", [Call("main", "agent", long, 5)])])) > 5000

@@ -1,0 +1,269 @@
+"""Each system sends calls where it should. What is a process of its own is that process, before fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.play import Player
+from bench.records import Played
+from bench.rivals.costs import Costs, fit
+from bench.rivals.front import Front, Turn, distinct_tokens
+from bench.rivals.measure import LATER, SYSTEMS, make, measure, slots_for
+from bench.rivals.texts import calibrate
+from bench.workloads.runs import Workload
+from server.engine import installed
+from tests.bench.rivals.fake_engine import FakeEngines
+from tests.bench.rivals.runs import TOOLS, chain, workload
+
+ROUTERS = [name for name in SYSTEMS if name.startswith("vllm-router")]
+COSTS = Costs(0.01, 0.1, 0.01, 0.2, 0.01, 0.001, 1e-6)
+
+
+async def play(engines: FakeEngines, system: str, played: Workload) -> Played:
+    """Every run once, all at once."""
+    front = make(system)
+    await front.start(engines, played)
+    try:
+        texts = await calibrate(engines.http, engines.urls[0], engines.model, 1)
+        player = Player(engines.http, front, texts, engines.model, engines.block, timeout=20.0)
+        return await player.open(played.runs, [0.0] * len(played.runs))
+    finally:
+        await front.stop()
+
+
+def homes(played: Played) -> dict[str, set[str]]:
+    """The engines on which each session was."""
+    return {
+        name: {call.worker for call in played.calls if call.session == name}
+        for name in {c.session for c in played.calls}
+    }
+
+
+async def test_stock_keeps_a_session_where_fewest_lived(engines: FakeEngines) -> None:
+    played = await play(engines, "stock", workload(runs=6))
+    assert all(len(where) == 1 for where in homes(played).values())
+    assert Counter(where for found in homes(played).values() for where in found) == {"w0": 3, "w1": 3}
+
+
+async def test_a_session_that_has_ended_leaves_its_seat(engines: FakeEngines) -> None:
+    front = make("stock")
+    await front.start(engines, workload())
+    runs = [chain(name, calls=1) for name in "abc"]
+    assert [(await front.place(Turn(run, 0))).worker for run in runs] == ["w0", "w1", "w0"]
+    front.ended(Turn(runs[0], 0))
+    front.ended(Turn(runs[2], 0))
+    assert (await front.place(Turn(chain("d"), 0))).worker == "w0"
+
+
+async def test_a_run_that_is_cut_off_leaves_its_seats(engines: FakeEngines) -> None:
+    front = make("stock")
+    await front.start(engines, workload())
+    run = chain("a")
+    await front.place(Turn(run, 0))
+    front.over(run)
+    assert (await front.place(Turn(chain("b"), 0))).worker == "w0"
+
+
+async def test_round_robin_takes_engines_in_turn(engines: FakeEngines) -> None:
+    front = make("stock-round-robin")
+    await front.start(engines, workload())
+    run = chain("a")
+    assert [(await front.place(Turn(run, i))).worker for i in (0, 1, 2)] == ["w0", "w1", "w0"]
+
+
+async def test_least_loaded_takes_the_engine_with_fewest_calls_in_flight(engines: FakeEngines) -> None:
+    front = make("stock-least-loaded")
+    await front.start(engines, workload())
+    turns = [Turn(chain(name), 0) for name in "abcd"]
+    assert [(await front.place(turn)).worker for turn in turns[:3]] == ["w0", "w1", "w0"]
+    front.ended(turns[0])
+    front.ended(turns[2])
+    assert (await front.place(turns[3])).worker == "w0"
+
+
+async def test_hash_keeps_a_session_on_its_engine_and_spreads_many(engines: FakeEngines) -> None:
+    front = make("stock-hash")
+    await front.start(engines, workload())
+    turns = [Turn(chain(f"run{number}"), 0) for number in range(200)]
+    first = [(await front.place(turn)).worker for turn in turns]
+    assert [(await front.place(Turn(turn.run, 2))).worker for turn in turns] == first
+    assert 40 < first.count("w0") < 160
+
+
+async def test_the_semaphore_lets_as_many_runs_in_as_have_room_in_order_for_their_whole_life(
+    engines: FakeEngines,
+) -> None:
+    for engine in engines.engines:
+        engine.seconds = 0.02
+    played = workload(runs=6, calls=3)
+    engines.kv_tokens = int(played.mean_context)  # room for two on the two engines
+    done = await play(engines, "semaphore", played)
+    spans = {
+        run.id: (min(c.sent + c.held for c in mine), max(c.finished or 0.0 for c in mine))
+        for run in played.runs
+        if (mine := [c for c in done.calls if c.run == run.id])
+    }
+    order = sorted(spans.values())
+    assert [span for _, span in sorted(spans.items())] == order  # the first to come is the first let in
+    for number, (begin, _) in enumerate(order):
+        assert sum(start <= begin < end for start, end in order[:number]) < 2
+    held = sorted(call.held for call in done.calls if call.index == 0)
+    assert held[1] < 0.02 < held[2]
+    assert all(call.first_token - call.sent >= call.held for call in done.calls)
+    assert all(call.held < 0.02 for call in done.calls if call.index)
+
+
+async def test_a_run_that_is_cut_off_while_it_waits_takes_no_place(engines: FakeEngines) -> None:
+    front = make("semaphore")
+    engines.kv_tokens = 1
+    await front.start(engines, workload())
+    runs = [chain(name) for name in "abc"]
+    await front.place(Turn(runs[0], 0))
+    waits = [asyncio.create_task(front.place(Turn(run, 0))) for run in runs[1:]]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    front.over(runs[1])
+    front.over(runs[0])
+    assert (await asyncio.wait_for(waits[1], 1)).url in engines.urls
+
+
+async def test_unlimited_has_room_for_everything_that_is_played(engines: FakeEngines) -> None:
+    runs = workload(runs=30).runs
+    assert make("unlimited").kv_tokens(runs, 64) >= sum(map(distinct_tokens, runs))
+    assert make("stock").kv_tokens(runs, 64) == 64
+
+
+async def test_weft_serves_every_session_on_one_engine(engines: FakeEngines) -> None:
+    played = await play(engines, "weft", workload(runs=4))
+    assert {call.error for call in played.calls} == {None}
+    assert all(len(where) == 1 for where in homes(played).values())
+    assert {call.worker for call in played.calls} == {"w0", "w1"}
+    assert sorted(set(engines.engines[0].sessions) & set(engines.engines[1].sessions)) == []
+
+
+@pytest.mark.parametrize("system", ROUTERS)
+async def test_vllm_router_serves_every_call(engines: FakeEngines, system: str) -> None:
+    if not router_installed():
+        pytest.skip("vllm-router is not installed (extra `bench`)")
+    engines.costs = COSTS
+    played = await play(engines, system, workload(runs=6))
+    assert {call.error for call in played.calls} == {None}
+    contexts = [fields.get("vllm_xargs") for engine in engines.engines for _, fields in engine.received]
+    assert len(contexts) == 18
+    if system == "vllm-router-program-hinted":
+        told = sorted(
+            (json.loads(one["agentic_context"]) for one in contexts), key=lambda one: (one["task_id"], one["step_id"])
+        )
+        assert [one["expected_resume"] for one in told[:3]] == [True, True, False]
+        assert [one["step_id"] for one in told[:3]] == [0, 1, 2]
+        assert {one["expected_output_length"] for one in told} == {2}
+    else:
+        assert contexts == [None] * 18
+    if system != "vllm-router-cache-aware":
+        both = set(engines.engines[0].sessions) & set(engines.engines[1].sessions)
+        assert not both - {""}
+
+
+def router_installed() -> bool:
+    return Path(sys.executable).with_name("vllm-router").exists()
+
+
+@pytest.mark.parametrize("system", LATER)
+def test_parts_of_weft_that_do_not_exist_yet_cannot_be_left_out(system: str) -> None:
+    with pytest.raises(BenchError, match="does not exist yet"):
+        make(system)
+
+
+def test_an_unknown_system_is_told_the_known_ones() -> None:
+    with pytest.raises(BenchError, match="stock-hash"):
+        make("stok")
+
+
+async def test_a_measured_cell_is_a_fresh_front_on_emptied_engines_at_the_load_asked_for(
+    engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.play.STAGGER_SECONDS", 0.001)
+    for engine in engines.engines:
+        engine.seconds = 0.02
+    said: list[str] = []
+    asked = workload(runs=5, calls=4, root=TOOLS)
+    slots = slots_for(0.2, engines, asked)
+    assert slots == round(0.2 * 800 / asked.mean_context) > 1
+    played = await measure("stock", engines, asked, seed=2, load=0.2, say=said.append)
+    assert len(played.runs) == 5 * slots
+    assert [engine.resets for engine in engines.engines] == [1, 1]
+    assert played.extra["slots"] == slots
+    assert played.extra["load"] == pytest.approx(slots * asked.mean_context / 800)
+    assert played.extra["load_played"] == pytest.approx(played.extra["load"], rel=0.2)
+    assert played.extra["prompt_tokens"] == len(played.calls)
+    assert said
+    assert said[0].startswith("stock: load 0.")
+
+
+async def test_unlimited_changes_the_engines_but_not_the_load(engines: FakeEngines) -> None:
+    asked = workload(runs=5)
+    played = await measure("unlimited", engines, asked, seed=2, load=0.2, say=lambda line: None)
+    assert engines.kv_tokens > engines.asked
+    assert played.extra["slots"] == slots_for(0.2, engines, asked)
+
+
+async def test_poisson_and_recorded_arrivals(engines: FakeEngines) -> None:
+    asked = workload(runs=5)
+    poisson = await measure(
+        "stock", engines, asked, seed=2, arrivals="poisson:36000", open_runs=10, say=lambda line: None
+    )
+    assert len(poisson.runs) == 10
+    assert poisson.extra["slots"] == 0
+    for number, run in enumerate(asked.runs):
+        run.arrival = 0.02 * number
+    recorded = await measure("stock", engines, asked, seed=2, arrivals="trace", say=lambda line: None)
+    assert [run.run for run in recorded.runs] == [run.id for run in asked.runs]
+
+
+@pytest.mark.parametrize(
+    "arrivals", ["poisson:0", "poisson:x", "poisson:-1", "poisson:nan", "often", "trace", "closed"]
+)
+async def test_arrivals_that_cannot_be_are_refused(engines: FakeEngines, arrivals: str) -> None:
+    with pytest.raises(BenchError):
+        await measure("stock", engines, workload(), seed=1, arrivals=arrivals)
+
+
+async def test_calls_that_no_engine_can_take_are_refused(engines: FakeEngines) -> None:
+    engines.max_len = 20
+    with pytest.raises(BenchError, match="tokens"):
+        await measure("stock", engines, workload(), seed=1, load=0.2)
+
+
+class Broken(Front):
+    """Cannot start."""
+
+    stopped = False
+
+    async def start(self, engines: object, workload: object) -> None:
+        raise RuntimeError("no")
+
+    async def stop(self) -> None:
+        Broken.stopped = True
+
+
+async def test_a_front_that_cannot_start_is_stopped(engines: FakeEngines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SYSTEMS, "broken", Broken)
+    with pytest.raises(RuntimeError, match="no"):
+        await measure("broken", engines, workload(), seed=1, load=0.2)
+    assert Broken.stopped
+
+
+@pytest.mark.skipif(installed() is None, reason="numpy comes with vLLM")
+def test_a_fit_finds_what_made_the_figures_and_nothing_negative() -> None:
+    rows = [[1.0, x, x * x] for x in (0.1, 0.5, 1.0, 2.0, 3.0)]
+    assert fit(rows, [0.01 + 0.2 * x + 0.03 * x * x for _, x, _ in rows]) == pytest.approx([0.01, 0.2, 0.03])
+    bent = fit(rows, [0.01 + 0.3 * x - 0.02 * x * x for _, x, _ in rows])
+    assert min(bent) >= 0
+    assert bent[2] == 0
