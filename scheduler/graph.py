@@ -96,7 +96,7 @@ class Branch:
 class Session:
     """One growing context. `seats` says, per pool, on which (worker, incarnation) its KV lies.
 
-    `marks`, `recent` and `outputs` are what lineage knows it by, to be forgotten with it.
+    It is overdue after `due`. `marks`, `recent` and `outputs` are what lineage knows it by, to be forgotten with it.
     """
 
     id: str
@@ -109,6 +109,7 @@ class Session:
     running: int = 0
     taken: int = 0
     touched: float = 0.0
+    due: float = 0.0
     ended: bool = False
     gone: bool = False
     named: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ from scheduler.prompt import shorten
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
+RETURNING = 0.95  # the share of the sessions that return before they count as overdue
+PATIENCE = 10.0  # seconds for which no session is overdue
 TRIES = 2
 """Workers that see a step before their first byte. Not all: it may be the step that kills them."""
 
@@ -45,6 +48,8 @@ class Scheduler:
         self.knowledge = Knowledge()
         self.workers: dict[str, Worker] = {}
         self.running: dict[str, g.Step] = {}
+        self._overdue: list[tuple[float, int, g.Session]] = []
+        self._expected = 0
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             StepArrived: self._arrived,
             FirstToken: self._first_token,
@@ -177,7 +182,27 @@ class Scheduler:
             if event.answer:
                 self.linker.answered(step, event.answer)
             self.knowledge.finished(step)
+            self._expect(step, now)
         return []
+
+    def _expect(self, step: g.Step, now: float) -> None:
+        """The session counts for its worker as long as its kind mostly takes to return: few clients say the end."""
+        session = step.session
+        session.due = now + max(PATIENCE, self.knowledge.gap(step.branch).quantile(RETURNING))
+        if session.due < now + self.graph.limits.live_seconds:
+            self._expected += 1
+            heapq.heappush(self._overdue, (session.due, self._expected, session))
+            if len(self._overdue) > 2 * len(self.graph.live) + 1024:
+                self._overdue = [entry for entry in self._overdue if entry[0] == entry[2].due]
+                heapq.heapify(self._overdue)
+
+    def _lapse(self, now: float) -> None:
+        """Let overdue sessions count for no worker until their next step; their seats stay."""
+        while self._overdue and self._overdue[0][0] <= now:
+            due, _, session = heapq.heappop(self._overdue)
+            if session.due == due and not session.running:
+                for worker, _ in session.seats.values():
+                    self.workers[worker].sessions.discard(session)
 
     def _failed(self, event: StepFailed, now: float) -> list[Action]:
         step = self.running.get(event.step)
@@ -233,6 +258,7 @@ class Scheduler:
         return []
 
     def _tick(self, event: Tick, now: float) -> list[Action]:
+        self._lapse(now)
         for session in self.graph.quiet(now):
             self._leave(session)
             if session.workflow.touched == session.touched:  # the last of its sessions

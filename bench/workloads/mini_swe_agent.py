@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import random
 import tarfile
 from collections import Counter
@@ -23,11 +24,6 @@ MAX_CONTEXT = 3000
 Count = Callable[[str], int]
 
 
-def thirds(text: str) -> int:
-    """A guess at the tokens of a text: 3 characters each."""
-    return -(-len(text) // 3)
-
-
 def load(
     path: Path,
     seed: int,
@@ -37,19 +33,24 @@ def load(
     keep: float = 1 / 3,
     shorten: float = 4.0,
     answers: bool = False,
-    count: Count = thirds,
+    characters: float = 3.0,
 ) -> Workload:
     """One run a session: what all begin with is shared, then task, answers and observations in turn.
 
     Of what is appended the first `keep` of its characters stay, a session ends before a prompt above `max_context`
     (MAX_CONTEXT) tokens, and of its calls at most so many are made, evenly taken. An output is the trace's divided by
     `shorten`. The model is not thought to repeat the trace's answers; with `answers` it is, and generates them.
-    Left out: sessions of fewer than FEWEST calls. Raises ValueError where the file cannot be read.
+    So many `characters` of text count as a token. Left out: sessions of fewer than FEWEST calls. Raises ValueError
+    where the file cannot be read.
     """
     try:
         sessions = read_trace(path)
     except (OSError, EOFError, lzma.LZMAError, tarfile.TarError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read: {error!r}") from None
+
+    def count(text: str) -> int:
+        return math.ceil(len(text) / characters)
+
     rng = random.Random(seed)
     runs, left_out = [], Counter[str]()
     opening = _opening([turns[0][0] for turns in sessions.values()])

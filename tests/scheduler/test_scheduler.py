@@ -96,6 +96,24 @@ def test_a_session_that_is_quiet_for_long_weighs_nothing_but_keeps_its_seat() ->
     assert d.turn("a") == "w0"
 
 
+def test_a_session_that_is_later_than_its_kind_ever_was_weighs_nothing_until_it_returns() -> None:
+    d = Driver()
+    for number in range(30):
+        for _ in range(10):
+            d.turn(f"earlier {number}", role="agent")
+            d.now += 2
+        d.send(WorkflowFinished("t", f"earlier {number}"))
+    here = d.turn("late", role="agent")
+    d.now += 5
+    d.send(Tick())
+    assert len(d.scheduler.workers[here].sessions) == 1, "it may well come"
+    d.now += 60
+    d.send(Tick())
+    assert not d.scheduler.workers[here].sessions
+    assert d.turn("late", role="agent") == here, "its KV is there"
+    assert len(d.scheduler.workers[here].sessions) == 1
+
+
 def test_a_finished_workflow_weighs_nothing() -> None:
     d = Driver()
     d.turn("a")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.workloads import mini_swe_agent
-from bench.workloads.mini_swe_agent import load, thirds
+from bench.workloads.mini_swe_agent import load
 from bench.workloads.runs import common
 from tests.bench.test_sessions import write
 
@@ -26,7 +26,7 @@ def test_tasks_answers_and_observations_take_turns_after_a_shared_opening(tmp_pa
     assert [piece.speaker for piece in last] == ["system", "user", *["assistant", "user"] * 4]
     assert last[3].text == ("[0]" + "o" * 87)[:30]
     assert last[2].text == "o"
-    assert all(piece.text is not None and piece.tokens == thirds(piece.text) for piece in last)
+    assert all(piece.text is not None and piece.tokens == -(-len(piece.text) // 3) for piece in last)
     for one, two in zip(runs[0].calls, runs[0].calls[1:], strict=False):
         assert common(one.prompt, two.prompt) == one.prompt.end
         assert two.after == (one,)
@@ -62,10 +62,10 @@ def test_the_seed_decides_the_gaps(tmp_path: Path) -> None:
     assert one == same != other
 
 
-def test_the_caller_may_count_tokens(tmp_path: Path) -> None:
+def test_so_many_characters_count_as_a_token(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tar.xz", {"a": grown("x", 5), "b": grown("y", 5)})
-    (run, _) = load(path, 1, count=lambda text: 7).runs
-    assert [call.prompt.end for call in run.calls] == [14, 28, 42, 56, 70]
+    (one, _), (two, _) = load(path, 1).runs, load(path, 1, characters=1.5).runs
+    assert [c.prompt.end for c in two.calls] == pytest.approx([2 * c.prompt.end for c in one.calls], abs=12)
 
 
 def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
