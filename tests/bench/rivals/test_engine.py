@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from bench.rivals.engines import BLOCK, Engines, length_for
-from bench.rivals.isolation import PREFIX, Isolation
 from bench.rivals.measure import measure
 from tests.bench.rivals.runs import TOOLS, workload
 from tests.bench.rivals.test_engines import wait_for_end
@@ -31,5 +29,3 @@ async def test_stock_and_weft_play_on_one_engine_that_is_emptied_between_them(tm
             assert all(call.sent < call.first_token <= call.finished for call in played.calls if call.finished)
         pids = [process.pid for process in engines._processes]
     wait_for_end(pids)
-    groups = Isolation(1)._parent
-    assert groups is None or not list(groups.glob(f"{PREFIX}{os.getpid()}-*"))

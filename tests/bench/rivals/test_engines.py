@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.rivals.engines import BLOCK, Engines, length_for
-from bench.rivals.isolation import PREFIX, Isolation
+from bench.rivals.isolation import Isolation
 from bench.rivals.process import Process, descendants, environment
 from bench.workloads.runs import Call, Piece, Run, Workload
 from tests.bench.rivals.runs import workload
@@ -73,34 +73,18 @@ def test_what_would_set_up_another_weft_is_kept_from_processes(monkeypatch: pyte
     assert environment(HOME="/there")["HOME"] == "/there"
 
 
-async def test_an_engine_is_confined_and_its_group_goes_with_it(tmp_path: Path) -> None:
+async def test_an_engine_computes_on_a_core_of_its_own(tmp_path: Path) -> None:
     process = await started(tmp_path, "sleep 100 & wait")
     isolation = Isolation(1)
     try:
         isolation.isolate(process.pid, 0)
-        (core,) = descendants(process.pid)
-        assert os.sched_getaffinity(core) == {max(os.sched_getaffinity(0))}
-        groups = list(isolation._parent.glob(f"{PREFIX}{os.getpid()}-0")) if isolation._parent else []
-        for group in groups:
-            assert str(core) in (group / "cgroup.procs").read_text().split()
-            assert (group / "cpu.cfs_quota_us").read_text() == "5000\n"
-        assert ("quota 0.5 core" in isolation.said[0]) == bool(groups)
+        (engine,) = descendants(process.pid)
+        cores = sorted(os.sched_getaffinity(0))
+        assert os.sched_getaffinity(engine) == {cores[-1]}
+        assert os.sched_getaffinity(process.pid) == set(cores[:-1] or cores)
+        assert isolation.said == [f"engine 0: 1 process(es) on core {cores[-1]}, the rest on {cores[:-1] or cores}"]
     finally:
         await process.stop()
-        isolation.remove()
-    assert not [group for group in groups if group.exists()]
-
-
-def test_groups_of_harnesses_that_were_killed_are_taken_away() -> None:
-    parent = Isolation(1)._parent
-    if parent is None:
-        pytest.skip("no cgroup v1 to make groups in")
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    orphan = parent / f"{PREFIX}{gone.pid}-0"
-    orphan.mkdir()
-    Isolation(1)
-    assert not orphan.exists()
 
 
 def test_an_engine_must_hold_one_call(tmp_path: Path) -> None:
