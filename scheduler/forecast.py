@@ -56,7 +56,7 @@ class RoleUses:
     ) -> dict[Key, Hint]:
         """A step of the run has come to the worker, or ended there. Returns what is now foretold of its roles."""
         run = _name(workflow)
-        changed = self._forget(run)
+        changed = self._forget(run, worker)
         uses = knowledge.next_uses(workflow)
         for role, seconds in uses.items() if len(uses) > 1 else ():  # of a single role, its sessions' gaps say more
             if seconds < NEVER:
@@ -94,10 +94,14 @@ class RoleUses:
             self._lapses = [one for one in self._lapses if self._holds(one[2], one[3])]
             heapq.heapify(self._lapses)
 
-    def _forget(self, run: str) -> dict[Key, None]:
-        keys = self._keys.pop(run, {})
+    def _forget(self, run: str, worker: str | None = None) -> dict[Key, None]:
+        """What the run foretold on a worker, None: on all. A run whose sessions sit apart foretells roles on each."""
+        known = self._keys.pop(run, {})
+        keys = {key: None for key in known if worker is None or key[0] == worker}
         for key in keys:
             del self._uses[key][run]
+        if left := {key: None for key in known if key not in keys}:
+            self._keys[run] = left
         self._count -= len(keys)
         return keys
 

@@ -188,6 +188,8 @@ class Scheduler:
     def _expect(self, step: g.Step, now: float) -> None:
         """The session counts for its worker as long as its kind mostly takes to return: few clients say the end."""
         session = step.session
+        if session not in self.graph.live:
+            return
         session.due = now + max(PATIENCE, self.knowledge.gap(step.branch).quantile(RETURNING))
         if session.due < now + self.graph.limits.live_seconds:
             self._expected += 1

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import heapq
-import random
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench import schedule
 from bench.records import CallRecord, Played, RunRecord
 from bench.simulation.engine import Engine
 from bench.simulation.profile import Profile, Span
-from bench.simulation.system import System, Turn
+from bench.simulation.system import System, Turn, session_of
 from bench.workloads.runs import Call, Piece, Run, Workload
 
-PARTWAY = 0.75
 MOST_IDLE_TICKS = 100_000
-TURNS_TO_START = 5  # mean turns over which the first runs of the slots begin
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +27,6 @@ class Play:
     spans: list[Span]
     ended: set[Call] = field(default_factory=set)
     sent: set[Call] = field(default_factory=set)
-    started: float = 0.0
     ahead: float = 0.0
 
     @property
@@ -51,7 +49,7 @@ class Cluster:
         self.now = 0.0
         self.calls: list[CallRecord] = []
         self.runs: list[RunRecord] = []
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: Callable[[Run], None] = lambda run: None
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
         self._number = self._idle = 0
         self._playing: dict[str, Play] = {}
@@ -75,12 +73,14 @@ class Cluster:
         while self._events:
             self.now, _, what, argument = heapq.heappop(self._events)
             what(argument)
+        if self._playing:
+            raise RuntimeError(f"{self.system.name} holds {len(self._playing)} runs for ever")
 
-    def play(self, run: Run, warm: bool, skip: int = 0) -> None:
+    def play(self, run: Run, skip: int = 0) -> None:
         """A client begins a run; its first `skip` calls are taken as made."""
         spans = self.profile.timeline(run)
-        record = RunRecord(run.id, run.tenant, self.now, max(s.end for s in spans), warm)
-        play = Play(run, record, spans, set(run.calls[:skip]), set(run.calls[:skip]), self.now)
+        record = RunRecord(run.id, run.tenant, self.now, max(s.end for s in spans), warm=False)
+        play = Play(run, record, spans, set(run.calls[:skip]), set(run.calls[:skip]))
         self.runs.append(record)
         self._playing[run.id] = play
         self.system.began(run)
@@ -91,8 +91,8 @@ class Cluster:
         turn.worker = worker
         turn.record.worker = str(worker)
         turn.record.held = self.now - turn.sent
-        size = turn.call.prompt.end + turn.call.output
-        if size > self.profile.kv_tokens:
+        size, block = turn.call.prompt.end + turn.call.output, self.profile.block
+        if size > self.profile.kv_tokens // block * block:
             turn.record.error = f"{size} tokens do not fit the worker"
             self.at(self.now, self._over, turn)
         elif self.profile.overhead:
@@ -152,7 +152,7 @@ class Cluster:
             ended = sum(one in play.ended for one in call.after)
             if ended >= (call.need if call.need is not None else len(call.after)):
                 play.sent.add(call)
-                owner = owner_of(run, call)
+                owner = session_of(run, call.session)
                 self._due[owner] = min(self._due.get(owner, float("inf")), self.now + call.gap)
                 self.at(self.now + call.gap, self._send, (play, index, call))
 
@@ -163,7 +163,7 @@ class Cluster:
         record.ideal = self._ideal(call)
         self.calls.append(record)
         play.ahead = max(play.ahead, play.spans[index].begin)
-        self.system.arrived(Turn(run, index, call, owner_of(run, call), record))
+        self.system.arrived(Turn(run, index, call, session_of(run, call.session), record))
 
     def _over(self, turn: Turn) -> None:
         play = self._playing[turn.run.id]
@@ -178,7 +178,7 @@ class Cluster:
             play.record.finished = play.record.until = self.now
             del self._playing[turn.run.id]
             self.system.ended(turn.run)
-            self.on_end()
+            self.on_end(turn.run)
 
     def _ideal(self, call: Call) -> int:
         """Tokens that a cache without limit would have, in whole blocks; what was sent before counts as had."""
@@ -192,11 +192,6 @@ class Cluster:
             self._seen.add(call.answer)
         block = self.profile.block
         return min(at.end if at else 0, call.prompt.end - 1) // block * block
-
-
-def owner_of(run: Run, call: Call) -> str:
-    """The name of a call's session in all of the simulation."""
-    return f"{run.id}/{call.session}"
 
 
 def simulate(
@@ -215,68 +210,68 @@ def simulate(
 
     `arrivals`: "closed" keeps as many runs live as make up `load` (live runs x mean context / KV tokens of all
     workers), each slot's first one begun part-way and warm, `supply` more a slot; "poisson:R" begins R runs an hour,
-    40 x supply in all; "trace" begins each run when its trace did. The window of the rates begins when every slot has
-    turned over once, or with the first run, and ends when the supply does.
+    40 x supply in all; "trace" begins each run when its trace did. Windows are those of `bench.schedule`.
     """
     held = replace(profile, kv_tokens=profile.kv_tokens * 1000) if system.unlimited else profile
     cluster = Cluster(system, held, workers, 0.0 if system.unlimited else tier, workload.mean_context, seed)
-    rng = random.Random(seed)
     kind, _, rate = arrivals.partition(":")
-    window = [0.0, 0.0]
+    starved = 0
     if kind == "closed":
         slots = max(1, round(load * workers * profile.kv_tokens / workload.mean_context))
-        _closed(cluster, workload, slots, supply, rng, window)
+        window, starved = _closed(cluster, workload, slots, supply, schedule.starts(seed, slots, workload, profile))
     elif kind == "poisson":
-        runs = workload.draw(seed)
-        for _ in range(40 * supply):
-            window[1] += rng.expovariate(float(rate) / 3600)
-            cluster.at(window[1], lambda run: cluster.play(run, False), next(runs))
+        runs = list(itertools.islice(workload.draw(seed), schedule.OPEN_RUNS * supply))
+        window = _open(cluster, runs, schedule.poisson(float(rate), len(runs), seed))
     elif kind == "trace":
-        for run in workload.runs:
-            cluster.at(run.arrival or 0.0, lambda one: cluster.play(one, False), run)
-            window[1] = max(window[1], run.arrival or 0.0)
+        window = _open(cluster, *schedule.traced(workload))
     else:
         raise ValueError(f"arrivals are closed, poisson:RUNS_PER_HOUR or trace, not {arrivals!r}")
-    cluster.run()
-    if kind == "trace":
-        window[1] = cluster.now
-    busy = sum(engine.busy_seconds for engine in cluster.engines) / workers / max(cluster.now, 1e-9)
+    ended = max(run.finished or 0.0 for run in cluster.runs)
     extra = {
-        "busy_ratio": busy,
+        "busy_ratio": sum(engine.busy_seconds for engine in cluster.engines) / workers / max(ended, 1e-9),
         "preemptions": float(sum(engine.preemptions for engine in cluster.engines)),
         "prefilled_tokens": float(sum(engine.prefilled_tokens for engine in cluster.engines)),
+        "starved": float(starved),
     }
-    return Played(cluster.calls, cluster.runs, (window[0], window[1]), extra)
+    return Played(cluster.calls, cluster.runs, window, extra)
 
 
 def _closed(
-    cluster: Cluster, workload: Workload, slots: int, supply: int, rng: random.Random, window: list[float]
-) -> None:
-    """Slots that each begin a run when their last one ends, as long as the supply lasts."""
-    runs: Iterator[Run] = workload.draw(cluster.seed)
-    spread = TURNS_TO_START * _mean_turn(cluster.profile, workload)
-    left, fresh = slots * supply, slots
+    cluster: Cluster, workload: Workload, slots: int, supply: int, starts: list[tuple[float, float]]
+) -> tuple[tuple[float, float], int]:
+    """Slots that each begin a run when their last one ends, as long as the supply lasts; window and starved runs."""
+    runs = workload.draw(cluster.seed)
+    first = list(itertools.islice(runs, slots))
+    later = itertools.islice(runs, slots * supply)
+    turnover = schedule.Turnover({run.id for run in first})
 
-    def first(run: Run) -> None:
-        cluster.play(run, True, int(rng.random() * PARTWAY * len(run.calls)))
+    def ended(run: Run) -> None:
+        turnover.ended(run.id, cluster.now)
+        if (another := next(later, None)) is not None:
+            cluster.play(another)
+        else:
+            turnover.ran_out(cluster.now)
 
-    def another() -> None:
-        nonlocal left, fresh
-        fresh -= 1
-        if fresh == 0:
-            window[0] = cluster.now
-        if left:
-            left -= 1
-            cluster.play(next(runs), False)
-            if left == 0:
-                window[1] = cluster.now
+    def begin(slot: tuple[Run, float]) -> None:
+        run, depth = slot
+        cluster.play(run, int(depth * len(run.calls)))
 
-    cluster.on_end = another
-    for _ in range(slots):
-        cluster.at(rng.random() * spread, first, next(runs))
+    cluster.on_end = ended
+    for run, (delay, depth) in zip(first, starts, strict=True):
+        cluster.at(delay, begin, (run, depth))
+    cluster.run()
+    for record in cluster.runs:
+        record.warm = record.run in turnover.turned
+    return turnover.window, turnover.starved
 
 
-def _mean_turn(profile: Profile, workload: Workload) -> float:
-    """Seconds of a call and the gap before it, alone."""
-    runs = workload.runs[:100]
-    return sum(profile.unloaded(run) for run in runs) / sum(len(run.calls) for run in runs)
+def _open(cluster: Cluster, runs: list[Run], times: list[float]) -> tuple[float, float]:
+    """Each run at its time; the first are warm. The window is from the first counted arrival to the last."""
+    for run, at in zip(runs, times, strict=True):
+        cluster.at(at, cluster.play, run)
+    cluster.run()
+    warm = int(schedule.WARM_SHARE * len(runs))
+    early = {run.id for run in runs[:warm]}
+    for record in cluster.runs:
+        record.warm = record.run in early
+    return times[warm], times[-1]

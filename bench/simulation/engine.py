@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
-from bench.simulation.system import Turn
+from bench.simulation.system import Turn, role_of
 from bench.workloads.runs import Piece
 from kvcache.policy import Hint, Policy
 
@@ -90,6 +90,7 @@ class Engine:
         block = self.profile.block
         self.device = Shelf(self.kv_tokens // block, block, device)
         self.host = Shelf(self.tier_tokens // block, block, host)
+        self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)
         self._key = key
 
     @property
@@ -120,15 +121,15 @@ class Engine:
     def tell(self, owner: str, hint: Hint) -> None:
         """The core foretells something of an owner."""
         now = self._clock()
-        for shelf in (self.device, self.host):
+        for shelf in self._tiers:
             shelf.policy.told(owner, hint, now)
             shelf.changed(owner, now)
 
     def release(self, owner: str) -> None:
         """The owner's KV is dead."""
         now = self._clock()
-        self.device.release(owner, now)
-        self.host.release(owner, now)
+        for shelf in self._tiers:
+            shelf.release(owner, now)
 
     def prefetch(self, piece: Piece) -> int:
         """Load the pieces of a prompt that the host tier has whole, where there is room. Returns the tokens."""
@@ -151,7 +152,7 @@ class Engine:
 
     def submit(self, turn: Turn, now: float) -> None:
         """A turn joins the waiting queue."""
-        for shelf in (self.device, self.host):
+        for shelf in self._tiers:
             shelf.policy.started(turn.owner, now)
             shelf.changed(turn.owner, now)
         size = turn.call.prompt.end
@@ -169,7 +170,7 @@ class Engine:
             raise ValueError("the turn does not wait here")
         self._queue.remove(one)
         now = self._clock()
-        for shelf in (self.device, self.host):
+        for shelf in self._tiers:
             shelf.policy.finished(turn.owner, 0, now)
         self.release(turn.owner)
 
@@ -252,8 +253,8 @@ class Engine:
         self.device.fill(line, now)
         self.device.take(private, now)
         one.line, one.private, one.done = line, private, in_all
-        for shelf in (self.device, self.host):
-            shelf.own(one.turn.owner, one.turn.call.role, piece, now)
+        for shelf in self._tiers:
+            shelf.own(one.turn.owner, role_of(one.turn.run, one.turn.call.role), piece, now)
         if not one.tries:
             one.turn.record.cached, one.turn.record.hosted = on_device, in_all - on_device
         ready = self._ready(piece, in_all - on_device, now)
@@ -369,18 +370,19 @@ class Engine:
     def _end(self, one: Sequence, now: float) -> None:
         """Free the sequence's blocks into the cache. What it generated is cached too, needed again or not."""
         call, block, line = one.turn.call, self.profile.block, one.line
+        role = role_of(one.turn.run, call.role)
         assert line is not None
         full = (one.size + one.generated - 1) // block - one.size // block
         tail = call.answer or Piece("", one.generated, call.prompt)
         answer, used = self.device.keep(tail, min(full, one.private), now)
         self.device.give(one.private - used)
-        self.device.own(one.turn.owner, call.role, tail, now)
+        self.device.own(one.turn.owner, role, tail, now)
         self.device.unpin(line, now)
         self.device.unpin(answer, now)
         if self.host.blocks:
             stored = call.answer if call.answer is not None and answer.blocks else call.prompt
             self.host.store(stored, now)
-            self.host.own(one.turn.owner, call.role, stored, now)
-        for shelf in (self.device, self.host):
+            self.host.own(one.turn.owner, role, stored, now)
+        for shelf in self._tiers:
             shelf.policy.finished(one.turn.owner, one.size + one.generated, now)
             shelf.changed(one.turn.owner, now)

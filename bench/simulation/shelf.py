@@ -143,19 +143,21 @@ class Shelf:
     def own(self, owner: str, role: str, piece: Piece, now: float) -> None:
         """The owner's latest step is this prompt. What it no longer contains is superseded.
 
-        The role owns what its last steps have in common.
+        `role`, an owner too, has what the role's last steps have in common.
         """
         self._move(owner, self._deepest(piece), now)
         last = self._roles.get(role)
         self._roles[role] = (owner, piece)
         if last is not None and last[0] != owner:
             line = _meeting(last[1], piece)
-            self._move("role:" + role, self._deepest(line), now)
+            self._move(role, self._deepest(line), now)
 
     def release(self, owner: str, now: float) -> None:
         """The owner's KV is dead."""
-        self.policy.released(owner, now)
-        self._move(owner, None, now)
+        if owner in self._count:
+            self.policy.released(owner, now)
+            self._move(owner, None, now)
+        self.policy.forgotten(owner)
 
     def changed(self, owner: str, now: float) -> None:
         """Something was told of the owner."""

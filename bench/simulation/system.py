@@ -25,6 +25,11 @@ class Turn:
     worker: int | None = None
 
     @property
+    def last(self) -> bool:
+        """Whether its session makes no further call."""
+        return all(call.session != self.call.session for call in self.run.calls[self.index + 1 :])
+
+    @property
     def sent(self) -> float:
         """When the client sent it, in seconds."""
         return self.record.sent
@@ -71,6 +76,16 @@ class System:
 
     def ticked(self) -> None:
         """`tick` seconds have passed."""
+
+
+def session_of(run: Run, session: str) -> str:
+    """The name of a run's session in all of the simulation."""
+    return f"{run.id}/{session}"
+
+
+def role_of(run: Run, role: str) -> str:
+    """The owner on whose account the common prefix of a tenant's role is kept."""
+    return f"role:{run.tenant}/{role}"
 
 
 @dataclass(slots=True)

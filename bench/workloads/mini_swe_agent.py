@@ -37,6 +37,7 @@ def load(
 ) -> Workload:
     """One run a session: what all begin with is shared, then task, answers and observations in turn.
 
+    Every call stops at its length, as on an engine that ignores the end of text: none says that it is the last.
     Of what is appended the first `keep` of its characters stay, a session ends before a prompt above `max_context`
     (MAX_CONTEXT) tokens, and of its calls at most so many are made, evenly taken. An output is the trace's divided by
     `shorten`. The model is not thought to repeat the trace's answers; with `answers` it is, and generates them.
@@ -107,8 +108,7 @@ def _calls(chosen: list[tuple[Piece, Piece, int]], rng: random.Random, answers: 
     for number, (prompt, answer, output) in enumerate(chosen):
         gap = min(LONGEST_GAP, rng.lognormvariate(0, SIGMA) * GAP) if calls else 0.0
         last = number == len(chosen) - 1
-        stop, tools = ("stop", ()) if last else ("tool_calls", ("bash",))
-        call = Call(SESSION, ROLE, prompt, output, tuple(calls[-1:]), None, gap, None, stop, tools)
+        call = Call(SESSION, ROLE, prompt, output, tuple(calls[-1:]), None, gap, None, "length")
         if answers:
             call.output, call.answer = answer.tokens, None if last else answer
         calls.append(call)

@@ -101,6 +101,16 @@ def test_workers_do_not_share_what_is_foretold() -> None:
     assert soon(told)["work"] == 8.0
 
 
+def test_a_run_that_sits_on_two_workers_is_foretold_on_both() -> None:
+    core = Core()
+    core.step("run", "plan", 0.0)
+    core.moved("run", 0.0, "w0")
+    assert soon(core.moved("run", 1.0, "w1"))["work"] == 7.0
+    told = core.uses.over(core.workflow("run"), 2.0, 0.001)
+    assert {worker for worker, _, _ in told} == {"w0", "w1"}
+    assert not core.uses._uses
+
+
 def test_a_use_that_is_long_overdue_lapses() -> None:
     core = Core()
     core.step("run", "plan", 0.0)

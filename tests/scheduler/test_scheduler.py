@@ -114,6 +114,14 @@ def test_a_session_that_is_later_than_its_kind_ever_was_weighs_nothing_until_it_
     assert len(d.scheduler.workers[here].sessions) == 1
 
 
+def test_steps_that_nobody_can_follow_are_not_waited_for() -> None:
+    d = Driver()
+    for _ in range(30):
+        d.step()
+        d.finish()
+    assert not d.scheduler._overdue
+
+
 def test_a_finished_workflow_weighs_nothing() -> None:
     d = Driver()
     d.turn("a")

@@ -13,7 +13,7 @@ from bench.simulation.systems.saga import Saga
 from bench.simulation.systems.semaphore import Semaphore
 from bench.simulation.systems.stock import Stock, StockHash, StockLeastLoaded, StockRelease, StockRoundRobin, Unlimited
 from bench.simulation.systems.thunderagent import ThunderAgent
-from bench.simulation.systems.weft import Weft, WeftNoEvict, WeftRelease
+from bench.simulation.systems.weft import Weft, WeftForecast, WeftHinted
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
@@ -36,9 +36,9 @@ SYSTEMS: dict[str, type[System]] = {
         Belady,
         OracleGate,
         Index,
-        WeftNoEvict,
         Weft,
-        WeftRelease,
+        WeftForecast,
+        WeftHinted,
     )
 }
 """By name."""

@@ -19,7 +19,8 @@ class Continuum(Index):
     """Ours, from the paper: calls are served in the order in which their programs began (program-FCFS).
 
     The paper pins KV for a time that weighs the cost of loading it again against that of holding it, by each tool's
-    history. The retention index over learned gaps weighs the same two, and stands in for the pin here.
+    history. The retention index over learned gaps weighs the same two, and stands in for the pin here. Clients mark a
+    program's last step, which releases its KV.
     """
 
     name = "continuum"
@@ -27,6 +28,7 @@ class Continuum(Index):
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.began_at: dict[str, float] = {}
+        self.held: dict[str, dict[tuple[str, int], None]] = {}
 
     def began(self, run: Run) -> None:
         self.began_at[run.id] = self.cluster.now
@@ -37,3 +39,10 @@ class Continuum(Index):
     def ended(self, run: Run) -> None:
         super().ended(run)
         del self.began_at[run.id]
+        for owner, worker in self.held.pop(run.id, {}):
+            self.cluster.engines[worker].release(owner)
+
+    def finished(self, turn: Turn) -> None:
+        super().finished(turn)
+        assert turn.worker is not None
+        self.held.setdefault(turn.run.id, {})[turn.owner, turn.worker] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import Turn
+from bench.simulation.system import Turn, role_of
 from bench.simulation.systems.stock import StockRelease
 from bench.workloads.runs import Call, Piece, Run, common
 from kvcache.kvflow import KVFlow as LeastSteps
@@ -100,6 +100,7 @@ class KVFlow(StockRelease):
         self.graphs: dict[str, StepGraph] = {}
         self.roles: list[dict[str, dict[str, float]]] = [{} for _ in cluster.engines]
         self.fixed: dict[str, dict[str, tuple[str, Piece]]] = {}  # per run and owner, its session and prompt
+        self.prompts: list[dict[str, tuple[Piece, Piece]]] = [{} for _ in cluster.engines]  # per role: last, common
 
     def policy(self) -> Policy:
         return LeastSteps()
@@ -110,6 +111,7 @@ class KVFlow(StockRelease):
     def arrived(self, turn: Turn) -> None:
         self.graphs[turn.run.id].began(turn.call)
         super().arrived(turn)
+        self._seen(turn)
         self._foretell(turn.run, prefetch=self.cluster.tiered)
 
     def finished(self, turn: Turn) -> None:
@@ -117,7 +119,7 @@ class KVFlow(StockRelease):
         graph, call = self.graphs[turn.run.id], turn.call
         graph.ended(call)
         kept, after = call.answer or call.prompt, graph.following(call)
-        shared = _shared(kept, after.prompt) if after is not None else kept
+        shared = _shared(kept, after.prompt) if after is not None else None
         if shared is not None and 2 * shared.end >= kept.end:
             self.fixed.setdefault(turn.run.id, {})[turn.owner] = call.session, shared
         else:
@@ -136,19 +138,28 @@ class KVFlow(StockRelease):
     def _foretell(self, run: Run, prefetch: bool = False) -> None:
         worker = self.seats.of[run.id]
         engine, now = self.cluster.engines[worker], self.cluster.now
-        roles, sessions = self.graphs[run.id].steps()
+        named, sessions = self.graphs[run.id].steps()
+        roles = {role_of(run, role): steps for role, steps in named.items()}
         for role in dict.fromkeys((*roles, *self.roles[worker])):
             self._role(worker, role, run, roles.get(role, NEVER))
+            if prefetch and 0 < roles.get(role, NEVER) <= SOON and role in self.prompts[worker]:
+                engine.prefetch(self.prompts[worker][role][1])
         for owner, (session, piece) in self.fixed.get(run.id, {}).items():
             steps = sessions.get(session, NEVER)
             engine.tell(owner, Hint(now, steps=steps))
             if prefetch and 0 < steps <= SOON:
                 engine.prefetch(piece)
 
+    def _seen(self, turn: Turn) -> None:
+        """What the role's calls on the worker have in common is its fixed prompt."""
+        assert turn.worker is not None
+        prompts, role, prompt = self.prompts[turn.worker], role_of(turn.run, turn.call.role), turn.call.prompt
+        fixed = _shared(prompts[role][0], prompt) if role in prompts else None
+        prompts[role] = prompt, fixed or prompt
+
     def _role(self, worker: int, role: str, run: Run, steps: float) -> None:
-        """The run foretells the role so; the engine is told where that changes the least."""
+        """The run foretells the role so; the engine is told the least, also again: it forgets whom it evicts."""
         runs = self.roles[worker].setdefault(role, {})
-        before = min(runs.values(), default=NEVER)
         if steps < NEVER:
             runs[run.id] = steps
         else:
@@ -156,9 +167,8 @@ class KVFlow(StockRelease):
         least = min(runs.values(), default=NEVER)
         if not runs:
             del self.roles[worker][role]
-        if least != before:
-            hint = Hint(self.cluster.now, steps=least if least < NEVER else None)
-            self.cluster.engines[worker].tell("role:" + role, hint)
+        hint = Hint(self.cluster.now, steps=least if least < NEVER else None)
+        self.cluster.engines[worker].tell(role, hint)
 
 
 def _shared(one: Piece, two: Piece) -> Piece | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import Turn
+from bench.simulation.system import Turn, role_of
 from bench.simulation.systems.index import recompute_per_token
 from bench.simulation.systems.stock import StockRelease
 from bench.workloads.runs import Piece, Run
@@ -15,6 +15,7 @@ from kvcache.retention import Retention
 
 if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
+    from bench.simulation.engine import Engine
 
 NEVER = float("inf")
 SHARE = 0.95  # theta: of the capacity, that claims may take
@@ -39,7 +40,7 @@ class Belady(StockRelease):
         self.busy: dict[str, int] = {}
         self.idle: dict[str, dict[str, Turn]] = {}
         self.dues: dict[str, float] = {}
-        self.roles: list[dict[str, dict[str, float]]] = [{} for _ in cluster.engines]
+        self.roles: list[dict[str, tuple[float, dict[str, float]]]] = [{} for _ in cluster.engines]
 
     def policy(self) -> Policy:
         return FarthestUse()
@@ -65,9 +66,10 @@ class Belady(StockRelease):
 
     def ended(self, run: Run) -> None:
         super().ended(run)
-        for roles in self.roles:
-            for runs in roles.values():
-                runs.pop(run.id, None)
+        for engine, roles in zip(self.cluster.engines, self.roles, strict=True):
+            for role, (cost, runs) in list(roles.items()):
+                if runs.pop(run.id, None) is not None:
+                    self._tell_role(engine, role, cost, runs)
         for owner in self.idle.pop(run.id, {}):
             self.dues.pop(owner, None)
 
@@ -96,9 +98,14 @@ class Belady(StockRelease):
             soonest[role] = min(soonest[role], NEVER if due is None else due)
         cost = recompute_per_token(self.cluster.profile, turn)
         for role, due in soonest.items():
-            runs = uses.setdefault(role, {})
+            owner = role_of(run, role)
+            _, runs = uses[owner] = cost, uses[owner][1] if owner in uses else {}
             runs[run.id] = due
-            engine.tell("role:" + role, Hint(self.cluster.now, next_use=min(runs.values()), seconds_per_token=cost))
+            self._tell_role(engine, owner, cost, runs)
+
+    def _tell_role(self, engine: Engine, role: str, cost: float, runs: dict[str, float]) -> None:
+        due = min(runs.values(), default=NEVER)
+        engine.tell(role, Hint(self.cluster.now, next_use=due, seconds_per_token=cost))
 
     def gone(self, turn: Turn) -> None:
         """The owner of the turn makes no further call."""

@@ -22,6 +22,7 @@ IMBALANCE = 2.0  # R_max
 SLACK = 1.5  # deadline over unloaded time
 LONGEST_TTL = 300.0
 WINDOW = 256  # latencies of a tool that are remembered
+MAJOR = 1e6  # tenants first, then the runs of one
 CONTINUES = 0.95  # chance of the graph's edge to the next step: one less its default chance to end
 
 
@@ -50,8 +51,9 @@ class Saga(StockRelease):
     A worker is over the load threshold when calls wait there while another has none waiting and less than half its
     calls (R_max = 2): a session's next call then goes to that one, and stays. Each 100 ms a worker that had nothing
     to do for that long takes the oldest call from the longest queue of two or more, at most four in all; KV does not
-    move with it. Calls are ordered by fair-share urgency, remaining work over the time to 1.5 times the unloaded end,
-    with the true remaining work. TTLs are the 95 % quantile of the time from a tool call to the next request, over
+    move with it. Calls are ordered by fair-share urgency, first of the tenant, then of the run: remaining work over the
+    time to 1.5 times the unloaded end, with the true remaining work. TTLs are the 95 % quantile of the time from a
+    tool call to the next request, over
     its last 256 of each tool. The graph's last node tells the end. With a host tier, a session's KV is fetched when
     the median of its tool's time has passed.
     """
@@ -64,6 +66,8 @@ class Saga(StockRelease):
         self.latencies: dict[str, Latencies] = {}
         self.since: dict[str, tuple[str, float]] = {}
         self.started: dict[str, tuple[float, float]] = {}
+        self.live: dict[str, Run] = {}
+        self.urgent: tuple[float, dict[str, float]] = (-1.0, {})
         self.idle_since: list[float | None] = [0.0] * len(cluster.engines)
         self.fetches: list[tuple[float, int, str, float, int, Piece]] = []
         self.asked = 0
@@ -73,11 +77,23 @@ class Saga(StockRelease):
 
     def began(self, run: Run) -> None:
         self.started[run.id] = self.cluster.now, self.cluster.profile.unloaded(run)
+        self.live[run.id] = run
 
     def key(self, turn: Turn) -> float | None:
-        start, unloaded = self.started[turn.run.id]
-        slack = max(1.0, start + SLACK * unloaded - self.cluster.now)
-        return -self.cluster.left(turn.run) / slack
+        return -self._urgency().get(turn.run.tenant, 0.0) - self._pressure(turn.run)
+
+    def _urgency(self) -> dict[str, float]:
+        """Of each tenant, the sum over its runs of remaining work over the time to the deadline (Eq. 8)."""
+        if self.urgent[0] < self.cluster.now:
+            found: dict[str, float] = {}
+            for run in self.live.values():
+                found[run.tenant] = found.get(run.tenant, 0.0) + self._pressure(run)
+            self.urgent = self.cluster.now, {} if len(found) == 1 else {t: MAJOR * u for t, u in found.items()}
+        return self.urgent[1]
+
+    def _pressure(self, run: Run) -> float:
+        start, unloaded = self.started[run.id]
+        return self.cluster.left(run) / max(1.0, start + SLACK * unloaded - self.cluster.now)
 
     def home(self, turn: Turn) -> int:
         worker = super().home(turn)
@@ -103,6 +119,9 @@ class Saga(StockRelease):
         tool = call.tools[0] if call.tools else call.stop
         self.since[turn.owner] = tool, now
         times = self.latencies.get(tool) or Latencies()
+        if turn.last:  # a node without successor
+            self.cluster.engines[turn.worker].tell(turn.owner, Hint(now, reuse=0.0))
+            return
         hint = Hint(now, hold=times.quantile(0.95), reuse=CONTINUES)
         self.cluster.engines[turn.worker].tell(turn.owner, hint)
         if self.cluster.tiered:
@@ -113,7 +132,7 @@ class Saga(StockRelease):
     def ended(self, run: Run) -> None:
         for owner, _ in self.held.get(run.id, {}):
             self.since.pop(owner, None)
-        del self.started[run.id]
+        del self.started[run.id], self.live[run.id]
         super().ended(run)
 
     def ticked(self) -> None:

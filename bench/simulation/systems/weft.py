@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import System, Turn
+from bench.simulation.system import System, Turn, session_of
 from bench.simulation.systems.index import recompute_per_token
 from bench.workloads.runs import Run
 from kvcache.policy import Hint, Policy
@@ -32,36 +32,28 @@ if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
 
 MODEL = "model"
-RULE = "agentic_context"
 
 
-class WeftNoEvict(System):
-    """Today's core over engines that keep their LRU, as it runs on real ones without the plug-in.
+class Weft(System):
+    """Today's core over engines that keep their LRU: what runs on real engines today.
 
-    Clients name run, session, parent, role and program, and declare a template where they have one; its runs also name
-    the roles that a call follows. The core is told nothing else: no end, no output length, no gap.
+    Clients send what ordinary ones do, the ids of session and parent session; a role stands for the system prompt and
+    tools, which the core reads. It is told nothing else: no program, no end, no output length, no gap.
     """
 
-    name = "weft-no-evict"
+    name = "weft"
     tick = 1.0
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.scheduler = Scheduler()
         self.turns: dict[str, Turn] = {}
-        self.declared: set[tuple[str, str]] = set()
         for engine in cluster.engines:
             self._handle(WorkerUp(_worker(engine.index), "pool", (MODEL,), "1", engine.kv_tokens))
 
-    def began(self, run: Run) -> None:
-        document = run.hints.get("template")
-        if document and (run.tenant, run.program) not in self.declared:
-            self.declared.add((run.tenant, run.program))
-            self.scheduler.knowledge.declare(run.tenant, Template.parse(run.program, document))
-
     def arrived(self, turn: Turn) -> None:
         self.turns[_step(turn)] = turn
-        self._handle(StepArrived(_step(turn), MODEL, _identity(turn)))
+        self._handle(StepArrived(_step(turn), MODEL, self.identity(turn)))
 
     def first_token(self, turn: Turn) -> None:
         self._handle(FirstToken(_step(turn)))
@@ -79,6 +71,12 @@ class WeftNoEvict(System):
     def ticked(self) -> None:
         self._handle(Tick())
 
+    def identity(self, turn: Turn) -> Identity:
+        """What the turn's client says of it."""
+        run, call = turn.run, turn.call
+        parent = session_of(run, call.parent) if call.parent else None
+        return Identity(session=turn.owner, parent=parent, role=call.role, tenant=run.tenant, rule="x-session-id")
+
     def _handle(self, event: Event) -> None:
         for action in self.scheduler.handle(event, self.cluster.now):
             if not isinstance(action, Dispatch):
@@ -86,13 +84,13 @@ class WeftNoEvict(System):
             self.cluster.send(self.turns[action.step], int(action.decision.worker))
 
 
-class Weft(WeftNoEvict):
-    """Today's core over engines that evict by the retention index, with what the core foretells.
+class WeftForecast(Weft):
+    """The same clients; engines evict by the retention index, with what the core foretells. No engine can do so yet.
 
     A session that waits is foretold by its learned gap; a role by the graph, declared or learned.
     """
 
-    name = "weft"
+    name = "weft-forecast"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
@@ -131,18 +129,37 @@ class Weft(WeftNoEvict):
         self._tell(self.roles.moved(self.scheduler.knowledge, workflow, worker, self.cluster.now, self.cost))
 
     def _tell(self, hints: dict[Key, Hint]) -> None:
-        for (worker, _, role), hint in hints.items():
-            self.cluster.engines[int(worker)].tell("role:" + role, hint)
+        for (worker, tenant, role), hint in hints.items():
+            self.cluster.engines[int(worker)].tell(f"role:{tenant}/{role}", hint)
 
 
-class WeftRelease(Weft):
-    """As `weft`, with clients that mark the end of each run."""
+class WeftHinted(WeftForecast):
+    """As `weft-forecast`, with clients that say all they can.
 
-    name = "weft-release"
+    They name run and program, declare a template where they have one, say then which roles a call follows, and mark the
+    end of each run.
+    """
+
+    name = "weft-hinted"
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
+        self.declared: set[tuple[str, str]] = set()
         self.held: dict[str, dict[tuple[str, int], None]] = {}
+
+    def began(self, run: Run) -> None:
+        document = run.hints.get("template")
+        if document and (run.tenant, run.program) not in self.declared:
+            self.declared.add((run.tenant, run.program))
+            self.scheduler.knowledge.declare(run.tenant, Template.parse(run.program, document))
+
+    def identity(self, turn: Turn) -> Identity:
+        run, call = turn.run, turn.call
+        follows = [one.role for one in call.after if one.session != call.session] if "template" in run.hints else []
+        return Identity(
+            workflow=run.id, session=call.session, parent=call.parent, role=call.role, template=run.program,
+            after=tuple(dict.fromkeys(follows)), tenant=run.tenant, rule="agentic_context",
+        )  # fmt: skip
 
     def finished(self, turn: Turn) -> None:
         super().finished(turn)
@@ -156,15 +173,6 @@ class WeftRelease(Weft):
             self._tell(self.roles.over(workflow, self.cluster.now, self.cost))
         for owner, worker in self.held.pop(run.id, {}):
             self.cluster.engines[worker].release(owner)
-
-
-def _identity(turn: Turn) -> Identity:
-    run, call = turn.run, turn.call
-    follows = [one.role for one in call.after if one.session != call.session] if "template" in run.hints else []
-    return Identity(
-        workflow=run.id, session=call.session, parent=call.parent, role=call.role, template=run.program,
-        after=tuple(dict.fromkeys(follows)), tenant=run.tenant, rule=RULE,
-    )  # fmt: skip
 
 
 def _step(turn: Turn) -> str:

@@ -12,7 +12,6 @@ from bench.simulation.engine import Engine
 from bench.simulation.profile import Profile
 from bench.simulation.system import System, Turn
 from bench.workloads.runs import Call, Piece, Run, Workload
-from kvcache.policy import Policy
 
 SMALL = Profile(
     "small", step=0.02, decode=0.001, context=1e-5, prefill=0.001, attention=1e-6,
@@ -47,7 +46,7 @@ def play(
 ) -> tuple[Cluster, dict[str, list[CallRecord]]]:
     cluster = Cluster(system, profile, 1, tier, 100.0, 0)
     for run in runs:
-        cluster.at(0.0, lambda one: cluster.play(one, False), run)
+        cluster.at(0.0, lambda one: cluster.play(one), run)
     cluster.run()
     for engine in cluster.engines:
         engine.device.check()
@@ -219,13 +218,63 @@ def test_the_same_seed_gives_the_same_records() -> None:
     assert one.window == two.window
 
 
-def test_closed_slots_begin_part_way_once_and_then_as_many_runs_as_were_supplied() -> None:
-    workload = Workload("w", [session(f"s{i}", 4) for i in range(3)])
-    played = simulate(workload, Sticky, SMALL, workers=1, load=0.8, seed=1, supply=5)
-    warm = [r for r in played.runs if r.warm]
-    slots = round(0.8 * SMALL.kv_tokens / workload.mean_context)
+def test_the_window_opens_when_the_first_run_of_every_slot_has_ended_and_closes_when_a_slot_finds_none() -> None:
+    workload = Workload("w", [session(f"s{i}", 4, gap=1.0 + 9 * (i == 0)) for i in range(3)])
+    played = simulate(workload, Sticky, SMALL, workers=1, load=1.3, seed=1, supply=5)
+    slots = round(1.3 * SMALL.kv_tokens / workload.mean_context)
+    warm = [r.finished for r in played.runs if r.warm]
     assert len(warm) == slots
     assert len(played.runs) == 6 * slots
-    assert 0 < played.window[0] < played.window[1]
-    assert all(r.finished is not None for r in played.runs)
-    assert Policy.name == "lru"
+    ends = sorted(r.finished for r in played.runs if r.finished is not None)
+    assert len(ends) == len(played.runs)
+    assert played.window[0] == max(end for end in warm if end is not None)
+    assert played.window[1] == ends[5 * slots], "so many ends, and one more finds no run left"
+    assert played.extra["starved"] == 0
+
+
+def test_a_first_run_that_outlasts_the_supply_is_counted() -> None:
+    class Starving(Sticky):
+        """Holds one run until all else is over."""
+
+        held: Turn | None = None
+        others = 0
+
+        def arrived(self, turn: Turn) -> None:
+            if self.held is None:
+                self.held = turn
+            else:
+                super().arrived(turn)
+
+        def ended(self, run: Run) -> None:
+            self.others += 1
+            if self.others == 5 and self.held is not None:
+                self.cluster.send(self.held, 0)
+
+    workload = Workload("w", [session(f"s{i}", 1) for i in range(4)])
+    played = simulate(workload, Starving, SMALL, workers=1, load=0.45, seed=1, supply=1)
+    assert len(played.runs) == 6
+    assert played.extra["starved"] == 1
+    assert sum(r.warm for r in played.runs) == 2
+    longest = max(played.runs, key=lambda r: (r.finished or 0) - r.started)
+    assert not longest.warm
+
+
+@pytest.mark.parametrize("arrivals", ["poisson:3600", "trace"])
+def test_in_an_open_loop_the_first_fifth_warms_up_and_the_window_ends_with_the_last_arrival(arrivals: str) -> None:
+    runs = [session(f"s{i}", 2) for i in range(20)]
+    for number, run in enumerate(runs):
+        run.arrival = 3.0 * number
+    played = simulate(Workload("w", runs), Sticky, SMALL, workers=1, load=0, arrivals=arrivals, seed=2, supply=1)
+    started = sorted(r.started for r in played.runs)
+    warm = len(started) // 5
+    assert played.window == (started[warm], started[-1])
+    assert sorted(r.started for r in played.runs if r.warm) == started[:warm]
+
+
+def test_a_system_that_holds_a_run_for_ever_is_found_out() -> None:
+    class Silent(Sticky):
+        def arrived(self, turn: Turn) -> None:
+            pass
+
+    with pytest.raises(RuntimeError, match="holds 1 runs for ever"):
+        play([session("one", 1)], Silent)

@@ -99,7 +99,7 @@ def test_a_role_owns_what_its_sessions_share() -> None:
     for number in range(2):
         used(shelf, line(f"own {number}", 4, system), f"session {number}", float(number))
         shelf.release(f"session {number}", float(number))
-    assert shelf.held[system].owners == {"role:role"}
+    assert shelf.held[system].owners == {"role"}
 
 
 def test_a_full_tier_stores_the_start_of_a_line() -> None:

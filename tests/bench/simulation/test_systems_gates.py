@@ -164,10 +164,10 @@ def test_belady_knows_a_role_by_the_next_of_its_sessions_in_any_run() -> None:
     for run in (one, two):
         cluster.end(cluster.call(run, 0))
     hints = cluster.engines[0].hints
-    assert [hints[f"role:{role}"].next_use for role in "abc"] == [40.0, 60.0, float("inf")]
+    assert [hints[f"role:default/{role}"].next_use for role in "abc"] == [40.0, 60.0, float("inf")]
     cluster.system.ended(two)
     cluster.end(cluster.call(one, 1))
-    assert hints["role:a"].next_use == 50.0
+    assert hints["role:default/a"].next_use == 50.0
 
 
 def test_the_oracle_gate_holds_what_does_not_fit_and_prefers_the_run_with_least_left() -> None:

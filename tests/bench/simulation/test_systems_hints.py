@@ -8,7 +8,7 @@ from bench.simulation.systems.continuum import Continuum
 from bench.simulation.systems.index import Index
 from bench.simulation.systems.kvflow import KVFlow, StepGraph
 from bench.simulation.systems.saga import Latencies, Saga
-from bench.simulation.systems.weft import Weft, WeftNoEvict, WeftRelease
+from bench.simulation.systems.weft import Weft, WeftForecast, WeftHinted
 from bench.workloads.runs import Call, Piece, Run
 from kvcache.policy import Policy
 from tests.bench.simulation.fronts import FakeCluster, chain, relay
@@ -31,7 +31,7 @@ def test_latencies_forget_the_oldest_and_know_nothing_at_first() -> None:
 
 def test_saga_holds_a_session_for_as_long_as_its_tool_usually_takes() -> None:
     cluster = FakeCluster(Saga)
-    run = chain("run")
+    run = chain("run", calls=4)
     cluster.begin(run)
     for index in range(2):
         cluster.end(cluster.call(run, index))
@@ -137,15 +137,15 @@ def test_kvflow_tells_each_role_the_least_steps_of_all_runs_and_prefetches_who_i
         cluster.end(cluster.call(one, index))
     turn = cluster.call(one, 3)
     hints = cluster.engines[0].hints
-    assert [hints[f"role:{role}"].steps for role in "abc"] == [0.0, 1.0, 2.0]
+    assert [hints[f"role:default/{role}"].steps for role in "abc"] == [0.0, 1.0, 2.0]
     assert hints["one/b"].steps == 1.0
     assert [piece.name for piece in cluster.engines[0].prefetched[-1:]] == ["one/b"]
     cluster.end(turn)
     cluster.call(two, 0)
-    assert [hints[f"role:{role}"].steps for role in "abc"] == [0.0, 1.0, 2.0]
+    assert [hints[f"role:default/{role}"].steps for role in "abc"] == [0.0, 1.0, 2.0]
     cluster.system.ended(one)
     cluster.system.ended(two)
-    assert [hints[f"role:{role}"].steps for role in "abc"] == [None, None, None]
+    assert [hints[f"role:default/{role}"].steps for role in "abc"] == [None, None, None]
 
 
 def test_continuum_serves_the_program_that_began_first() -> None:
@@ -176,7 +176,7 @@ def test_the_index_learns_how_soon_sessions_come_back() -> None:
 
 
 def test_weft_keeps_each_session_on_the_worker_where_the_core_placed_it() -> None:
-    cluster = FakeCluster(WeftNoEvict)
+    cluster = FakeCluster(Weft)
     runs = [chain(f"run-{number}") for number in range(4)]
     for index in range(3):
         for run in runs:
@@ -188,7 +188,7 @@ def test_weft_keeps_each_session_on_the_worker_where_the_core_placed_it() -> Non
 
 
 def test_weft_foretells_a_session_by_the_gap_that_the_core_has_learned() -> None:
-    cluster = FakeCluster(Weft, workers=1)
+    cluster = FakeCluster(WeftForecast, workers=1)
     for number in range(20):
         run = chain(f"run-{number}", calls=4)
         for index in range(4):
@@ -197,7 +197,7 @@ def test_weft_foretells_a_session_by_the_gap_that_the_core_has_learned() -> None
     turn = cluster.call(chain("run", calls=4), 0)
     cluster.end(turn)
     hint = cluster.engines[0].hints["run/main"]
-    step = cluster.system.scheduler.graph.get("default", "run").sessions["main"].branches[0]
+    step = cluster.system.scheduler.graph.root_of("default", "run/main").sessions["run/main"].branches[0]
     assert hint.since == cluster.now
     assert hint.gap.quantile(0.5) == cluster.system.scheduler.knowledge.gap(step).quantile(0.5)
     assert 1.5 < hint.gap.quantile(0.5) < 2.7
@@ -205,7 +205,7 @@ def test_weft_foretells_a_session_by_the_gap_that_the_core_has_learned() -> None
 
 
 def test_weft_foretells_roles_from_a_declared_template_and_forgets_what_does_not_come() -> None:
-    cluster = FakeCluster(Weft, workers=1)
+    cluster = FakeCluster(WeftHinted, workers=1)
     for number in range(3):  # the template does not say how long a step takes
         run = relay(f"run-{number}", rounds=1, hints={"template": STAGES})
         cluster.begin(run)
@@ -217,17 +217,19 @@ def test_weft_foretells_roles_from_a_declared_template_and_forgets_what_does_not
     cluster.begin(run)
     cluster.call(run, 0)
     now, hints = cluster.now, cluster.engines[0].hints
-    assert hints["role:b"].next_use == pytest.approx(now + 5, abs=1)
-    assert hints["role:c"].next_use == pytest.approx(now + 10, abs=1)
+    assert hints["role:default/b"].next_use == pytest.approx(now + 5, abs=1)
+    assert hints["role:default/c"].next_use == pytest.approx(now + 10, abs=1)
     cluster.pass_time(60)
-    assert hints["role:b"].next_use is None
+    assert hints["role:default/b"].next_use is None
 
 
-def test_only_weft_with_release_hears_that_a_run_has_ended() -> None:
-    for system, released in ((Weft, []), (WeftRelease, ["run/main"])):
+def test_only_hinted_weft_hears_that_a_run_has_ended() -> None:
+    for system, released in ((WeftForecast, []), (WeftHinted, ["run/main"])):
         cluster = FakeCluster(system, workers=1)
         run = chain("run", calls=1)
         cluster.end(cluster.call(run, 0))
         cluster.system.ended(run)
         assert cluster.engines[0].released == released
-        assert cluster.system.scheduler.graph.get("default", "run").finished is bool(released)
+        graph = cluster.system.scheduler.graph
+        workflow = graph.get("default", "run") or graph.root_of("default", "run/main")
+        assert workflow.finished is bool(released)

@@ -1,0 +1,79 @@
+"""When runs begin and which of them count: one rule for real and simulated cells. Times in seconds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from bench.simulation.profile import Profile
+from bench.workloads.runs import Run, Workload
+
+PARTWAY = 0.75
+TURNS_TO_START = 5  # mean turns over which the first runs of the slots begin
+WARM_SHARE = 0.2
+"""Of the runs of an open loop, those that come first and are not counted."""
+
+OPEN_RUNS = 40
+"""Runs of an open loop for each of its supply."""
+
+
+def starts(seed: int, slots: int, workload: Workload, profile: Profile) -> list[tuple[float, float]]:
+    """Of each slot of a closed loop, when its first run begins, and the share of its calls that it begins after.
+
+    The slots are then about as spread as they will be later.
+    """
+    rng = random.Random(f"{seed} starts")
+    runs = workload.runs[:100]
+    turn = sum(profile.unloaded(run) for run in runs) / sum(len(run.calls) for run in runs)
+    return [(rng.uniform(0, TURNS_TO_START * turn), rng.uniform(0, PARTWAY)) for _ in range(slots)]
+
+
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """The times of `count` arrivals at `rate` an hour."""
+    rng, now, times = random.Random(f"{seed} arrivals"), 0.0, []
+    for _ in range(count):
+        now += rng.expovariate(rate / 3600)
+        times.append(now)
+    return times
+
+
+def traced(workload: Workload) -> tuple[list[Run], list[float]]:
+    """The runs in the order of their arrival, and when that was. ValueError where one does not say."""
+    if any(run.arrival is None for run in workload.runs):
+        raise ValueError(f"{workload.name} does not say when its runs arrived")
+    runs = sorted(workload.runs, key=lambda run: run.arrival or 0.0)
+    return runs, [run.arrival or 0.0 for run in runs]
+
+
+@dataclass(slots=True)
+class Turnover:
+    """The window of a closed loop: from when the first run of every slot has ended until a slot finds no run left.
+
+    A first run that outlasts the supply is counted all the same, and the window begins without it: a run that starves
+    must not hide.
+    """
+
+    first: set[str]
+    turned: dict[str, float] = field(default_factory=dict)
+    idle: float | None = None
+
+    def ended(self, run: str, now: float) -> None:
+        """A run has ended."""
+        if self.idle is None and run in self.first:
+            self.turned[run] = now
+
+    def ran_out(self, now: float) -> None:
+        """A slot found no run left."""
+        if self.idle is None:
+            self.idle = now
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """From and to; to be asked when the supply has ended."""
+        end = self.idle or 0.0
+        return max(self.turned.values(), default=0.0), end
+
+    @property
+    def starved(self) -> int:
+        """First runs that outlasted the supply."""
+        return len(self.first) - len(self.turned)
