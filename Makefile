@@ -19,7 +19,7 @@ $(VENV)/ready-cpu: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet "$(TORCH_CPU)" 2>/dev/null \
 	  || $(VENV)/bin/pip install --quiet "$(TORCH_CPU)" --extra-index-url $(TORCH_INDEX)
-	$(VENV)/bin/pip install --quiet -e ".[cpu,dev]"
+	$(VENV)/bin/pip install --quiet -e ".[cpu,dev,bench]"
 	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import torchvision" 2>/dev/null \
 	  || "$(CURDIR)/$(VENV)/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import vllm, transformers; transformers.LlamaConfig"
@@ -27,7 +27,7 @@ $(VENV)/ready-cpu: pyproject.toml
 
 $(VENV)/ready-gpu: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -e ".[gpu,dev]"
+	$(VENV)/bin/pip install --quiet -e ".[gpu,dev,bench]"
 	cd / && "$(CURDIR)/$(VENV)/bin/python" -c "import vllm"
 	touch $@
 

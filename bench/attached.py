@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from bench.errors import BenchError
-from bench.rivals.engines import Engines
+from bench.rivals.engines import LIMITS, Engines, connector
 from bench.workloads.runs import Workload
 from server.probe import describe
 
@@ -27,7 +27,7 @@ class Attached(Engines):
 
     async def __aenter__(self) -> Attached:
         unlimited = aiohttp.ClientTimeout(total=None)
-        self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=unlimited)
+        self.http = aiohttp.ClientSession(connector=connector(), timeout=unlimited)
         try:
             described = await describe(self.http, self.urls[0], None)
             if isinstance(described, str):
@@ -46,6 +46,12 @@ class Attached(Engines):
     ) -> None:
         await self.http.close()
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """It does not say: vLLM's own on a large GPU."""
+        budget, sequences = LIMITS.values()
+        return budget, sequences
+
     async def fit(self, kv_tokens: int) -> None:
         """Its memory is as it is."""
 
@@ -53,8 +59,8 @@ class Attached(Engines):
         """Its caches are as they are."""
 
     def about(self) -> dict[str, Any]:
-        """What run.json tells of it."""
-        return {"url": self.urls[0], "model": self.model, "kv_tokens": self.asked}
+        """What run.json tells of it; not where it is."""
+        return {"model": self.model, "kv_tokens": self.asked}
 
     async def _behind(self) -> int:
         """The KV tokens of all workers behind Weft; 0 where it does not say."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, report
-from bench.cells import Cell, Ledger, write_json, write_results
+from bench.cells import Cell, Done, Ledger, commands, write_json, write_results
 from bench.comparison import Group, grouped
 from bench.matrix import Guess, Runner, play
 
@@ -28,36 +28,34 @@ def carry_out(
 ) -> list[Group]:
     """Play what is missing of the cells and write DIR's files; returns the groups of these cells.
 
-    `about` is asked at the end for what else run.json shall tell.
+    `about` is asked at the end for what else run.json shall tell. A command that played nothing leaves no record there.
     Raises SystemExit: 130 after an interrupt, 1 where cells failed; what had finished is kept, a rerun goes on.
     """
     origin = (machine.revision(), machine.machine())
+    ledger = Ledger(directory)
+    before = ledger.read()
     began, started = time.perf_counter(), datetime.now(UTC)
     try:
         with _ended_as_interrupted():
-            done, failed = play(cells, Ledger(directory), runner, guess, origin, jobs)
+            done, failed = play(cells, ledger, runner, guess, origin, jobs)
     except KeyboardInterrupt:
         print(
             f"weft: interrupted; what had finished is in {directory}, the same command goes on there", file=sys.stderr
         )
         raise SystemExit(130) from None
     groups = grouped(done)
-    if done:
-        write_results(directory, done)
-        run = {
-            "command": shlex.join(["weft", *map(_nameless, sys.argv[1:])]),
+    if played := [one for one in done if one != before.get(one.cell)]:
+        record = {
+            **_record(origin, played),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - began, 1),
-            "played_seconds": round(sum(one.seconds for one in done), 1),
-            "cells": len(done),
             "failed": len(failed),
             "jobs": jobs,
-            "revision": origin[0],
-            "machine": origin[1],
-            "versions": machine.versions(),
             **about(),
         }
-        write_json(directory / "run.json", run)
+        write_json(directory / "run.json", {"commands": [*commands(directory), record]})
+    if done:
+        write_results(directory, done)
         print("\n".join(report.compact(groups)))
         report.write(directory)
     if failed:
@@ -66,9 +64,22 @@ def carry_out(
     return groups
 
 
+def _record(origin: tuple[str, Mapping[str, Any]], played: Sequence[Done]) -> dict[str, Any]:
+    return {
+        "command": shlex.join(["weft", *map(_nameless, sys.argv[1:])]),
+        "played_seconds": round(sum(one.seconds for one in played), 1),
+        "cells": len(played),
+        "revision": origin[0],
+        "machine": origin[1],
+        "versions": machine.versions(),
+    }
+
+
 def _nameless(argument: str) -> str:
-    """An argument without the folders of this machine."""
+    """An argument without the folders and addresses of this machine."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    if "://" in value:
+        return f"{option}{equals}URL"
     return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~", "..")) else argument
 
 
@@ -76,7 +87,12 @@ def _nameless(argument: str) -> str:
 def _ended_as_interrupted() -> Iterator[None]:
     """Treat a request to terminate as Ctrl-C, so that engines and processes are ended with us."""
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as a shell has it for what runs in the background
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bench.metrics import Metrics
+from bench.metrics import NAMES, Metrics
 
 CLOSED, TRACE = "closed", "trace"
+SIMULATED, REAL = "simulated", "real"
 SHOWN = ("workload", "system", "load", "workers", "tier", "rep", "seed")
 
 
@@ -33,7 +34,7 @@ class Cell:
     rep: int
     seed: int
     arrivals: str = CLOSED
-    engine: str = "simulated"
+    engine: str = SIMULATED
     profile: str = "l70"
     trace: str | None = None
     half: str | None = None
@@ -68,18 +69,28 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A finished cell: its figures, the seconds it took, the revision and the machine that it ran on."""
+    """A finished cell: its figures, the seconds it took, the revision and the machine that it ran on.
+
+    `extra` is what else the player said of it, `problems` the first few texts of calls that failed.
+    """
 
     cell: Cell
     metrics: Metrics
     seconds: float
     revision: str
     machine: Mapping[str, Any]
+    extra: Mapping[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Code and machine. Only cells that share both are compared in pairs."""
+        return self.revision, json.dumps(self.machine, sort_keys=True)
 
     def line(self) -> dict[str, Any]:
         """As it stands in cells.jsonl."""
         rest = {"metrics": self.metrics, "seconds": self.seconds, "revision": self.revision, "machine": self.machine}
-        return asdict(self.cell) | rest
+        return asdict(self.cell) | rest | {"extra": self.extra, "problems": self.problems}
 
     def result(self) -> dict[str, Any]:
         """As it stands in results.json: what the seed determines. An open-loop cell says its arrivals too."""
@@ -90,10 +101,14 @@ class Done:
 
 
 class Ledger:
-    """DIR/cells.jsonl: one finished cell a line. A line that a crash tore is skipped, and parted from the next."""
+    """DIR/cells.jsonl: one finished cell a line. A line that a crash tore is skipped, and parted from the next.
+
+    `unread` is how many lines were not understood when it was last read.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "cells.jsonl"
+        self.unread = 0
 
     def read(self) -> dict[Cell, Done]:
         """The finished cells, the latest of equal ones."""
@@ -101,17 +116,20 @@ class Ledger:
             lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
             return {}
-        return {done.cell: done for done in map(_parsed, lines) if done is not None}
+        parsed = [_parsed(line) for line in lines]
+        self.unread = parsed.count(None)
+        return {done.cell: done for done in parsed if done is not None}
 
     def append(self, done: Done) -> None:
-        """Write a cell down for good."""
+        """Write a cell down for good. Raises ValueError, and writes nothing, for a figure that is no number."""
+        line = json.dumps(done.line(), allow_nan=False).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(json.dumps(done.line()).encode() + b"\n")
+            file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -130,10 +148,21 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     draft.replace(path)
 
 
+def commands(directory: Path) -> list[dict[str, Any]]:
+    """What DIR/run.json tells of each command that played cells, the newest last; nothing where there is no file."""
+    try:
+        read = json.loads((directory / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    return list(read["commands"]) if "commands" in read else [read]
+
+
 def _parsed(line: bytes) -> Done | None:
     try:
         read = json.loads(line)
-        cell = Cell(**{field.name: read[field.name] for field in fields(Cell)})
-        return Done(cell, read["metrics"], read["seconds"], read["revision"], read["machine"])
+        named = {one.name: read[one.name] for one in fields(Cell) if one.name in read or one.default is MISSING}
+        metrics = dict.fromkeys(NAMES) | read["metrics"]
+        more = read.get("extra", {}), read.get("problems", [])
+        return Done(Cell(**named), metrics, read["seconds"], read["revision"], read["machine"], *more)
     except (ValueError, KeyError, TypeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,12 @@ from server import cli as server
 
 if TYPE_CHECKING:
     from bench.comparison import Group
+    from bench.runners import Simulated
 
 BASELINE = "stock"
+SUPPLY = 4
+"""Runs a slot of a closed loop below which its figures are too short to be claimed."""
+
 Number = TypeVar("Number", int, float)
 
 TraceOption = Annotated[Path | None, typer.Option(help="The trace file that the workload is read from.")]
@@ -40,7 +45,8 @@ OptionsOption = Annotated[
 ]
 SupplyOption = Annotated[int, typer.Option(min=1, help="Runs for each slot of a closed loop, after the first.")]
 ProfileOption = Annotated[
-    str, typer.Option(metavar="NAME[:KV_TOKENS]", help="What a modelled worker is: l70, q30 or cpu; its KV memory.")
+    str,
+    typer.Option(metavar="NAME|FILE[:KV_TOKENS]", help="A modelled worker: l70, q30, cpu, or as measured; its KV."),
 ]
 JobsOption = Annotated[int, typer.Option(min=1, help="Cells to simulate at once, a process each.")]
 NamesOption = Annotated[str, typer.Option(metavar="A,B", help="What to compare; an unknown name lists them all.")]
@@ -146,6 +152,7 @@ def bench(
         supply=supply, options=_sorted(options),
     )  # fmt: skip
     places = points(load, str(workers), tier, arrivals)
+    _note_supply(base, places)
     real.compare(base, places, _parts(systems, "--systems"), trace, reps, out, model, kv_tokens, url)
 
 
@@ -170,11 +177,15 @@ def simulate(
     out: OutOption = None,
 ) -> None:
     """Play a workload on modelled workers, with the real scheduler and policies in front of them."""
+    from bench import runners
+
+    name, costs = _profile(profile)
     base = Cell(
-        workload, "", None, 0, 0.0, 0, seed, profile=profile, half=half, scale=scale, max_context=max_context,
+        workload, "", None, 0, 0.0, 0, seed, profile=name, half=half, scale=scale, max_context=max_context,
         supply=supply, options=_sorted(options),
     )  # fmt: skip
-    _simulate(base, trace, policies, points(load, workers, tier, arrivals), reps, jobs, out)
+    runner = runners.Simulated(trace, costs)
+    _simulate(base, runner, policies, points(load, workers, tier, arrivals), reps, jobs, out)
 
 
 @server.app.command()
@@ -199,9 +210,10 @@ def replay(
 
     against = policies if BASELINE in policies.split(",") else f"{BASELINE},{policies}"
     places = points(load or "1", workers, tier, "closed" if load else arrivals)
-    base = Cell("recorded", "", None, 0, 0.0, 0, seed, profile=profile, max_context=max_context, supply=supply)
-    groups = _simulate(base, trace, against, places, reps, jobs, out)
-    print(runners.traffic(groups[0].cell, trace))
+    name, costs = _profile(profile)
+    base = Cell("recorded", "", None, 0, 0.0, 0, seed, profile=name, max_context=max_context, supply=supply)
+    groups = _simulate(base, runners.Simulated(trace, costs), against, places, reps, jobs, out)
+    print(runners.traffic(groups[0].cell, trace, costs))
     print("\n".join(reports.gains(groups)))
 
 
@@ -215,28 +227,54 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where 
 
 
 def _simulate(
-    base: Cell, trace: Path | None, policies: str, places: list[dict[str, Any]], reps: int, jobs: int, out: Path | None
+    base: Cell, runner: Simulated, policies: str, places: list[dict[str, Any]], reps: int, jobs: int, out: Path | None
 ) -> list[Group]:
     from bench import runners
     from bench.campaign import carry_out
     from bench.machine import named
     from bench.matrix import plan
-    from bench.simulation.profile import PROFILES
     from bench.simulation.systems import SYSTEMS
     from bench.workloads import catalog
 
     names = systems(policies, SYSTEMS)
-    name, _, size = base.profile.partition(":")
-    one_of(name, PROFILES, "profile")
-    if size:
-        numbers(size, "--profile", int, 0)
     one_of(base.workload, catalog.NAMES, "workload")
+    trace = runner.trace
     runs = runners.checked(replace(base, **places[0]), trace)
+    _note_supply(base, places)
     base = replace(base, trace=named(trace) if trace else None)
     with _directory(out) as directory:
         cells = plan(base, names, places, reps)
-        runner = runners.Simulated(trace)
         return carry_out(cells, runner, runner.guess, directory, jobs, lambda: {"left_out": dict(runs.left_out)})
+
+
+def _profile(text: str) -> tuple[str, Path | None]:
+    """What a cell calls the profile asked for, which never says where it lies, and the file to read it from, if any.
+
+    Raises BenchError where it is neither a name nor a file with a profile.
+    """
+    from bench.machine import named
+    from bench.runners import FILE
+    from bench.simulation.profile import PROFILES
+
+    before, colon, after = text.rpartition(":")
+    name, size = (before, after) if colon and not Path(text).is_file() else (text, "")
+    if name != text and (not size.isdecimal() or not int(size)):
+        raise BenchError(f"--profile: {size!r} is not a number of KV tokens")
+    if name in PROFILES or not Path(name).is_file():
+        one_of(name, PROFILES, "profile")
+        return text, None
+    from bench.simulation import calibration
+
+    calibration.load(name)
+    digest = named(Path(name)).rpartition("@")[2]
+    return f"{FILE}{digest}" + (f":{size}" if size else ""), Path(name)
+
+
+def _note_supply(base: Cell, places: list[dict[str, Any]]) -> None:
+    """Say where a closed loop is too short for a figure that may be claimed."""
+    if base.supply < SUPPLY and any(place["arrivals"] == CLOSED for place in places):
+        said = f"--supply {base.supply}: figures are claimed of at least {SUPPLY} runs for each slot only"
+        print(f"weft: {said}", file=sys.stderr)
 
 
 @contextmanager

@@ -1,16 +1,16 @@
-"""Cells side by side: repetitions as spreads, systems against the baseline in pairs of the same repetition."""
+"""Cells side by side: repetitions as spreads, systems against each other in pairs of the same repetition."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.cells import CLOSED, Cell, Done
-from bench.metrics import NAMES, Metrics, rounded
+from bench.metrics import NAMES, rounded
 
 BASELINE = "stock"
 GOAL = 0.95
@@ -35,6 +35,12 @@ DIRECTION = {
 
 SHARES = ("slo_attainment",)
 
+OURS = "weft"
+"""What the names of our systems begin with."""
+
+NO_RIVALS = ("unlimited", "belady", "oracle-gate")
+"""Systems that nobody could run: endless memory, or knowledge of what is to come."""
+
 Column = float | None
 """The load of a closed loop, the runs an hour of an open one, None for arrivals as recorded."""
 
@@ -51,7 +57,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Versus:
-    """A figure against the baseline's of the same seed: the mean over n pairs, and its 95 % interval (Student's t).
+    """A figure against another system's of the same seed: the mean over n pairs, and its 95 % interval (Student's t).
 
     `even` is where neither is better: 1 for ratios, 0 for differences, which are taken of shares. One pair has no
     interval.
@@ -89,15 +95,37 @@ class Versus:
         return f"{self.mean:{form}}{unit} ({self.low:{form}}..{self.high:{form}})"
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One comparison: a figure of a system at a column of its group against another system's."""
+
+    group: Group
+    system: str
+    against: str
+    at: Column
+    name: str
+    versus: Versus
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval bears out that it is worse."""
+        return self.versus.verdict(DIRECTION[self.name]) == "worse"
+
+    @property
+    def only_behind(self) -> bool:
+        """Whether it is behind in the mean, of too few pairs to say more."""
+        return self.versus.n < PAIRS and self.versus.behind(DIRECTION[self.name])
+
+
 class Group:
     """The cells of one setting: same workload, workers, tier and all else but system, load and repetition."""
 
     def __init__(self, done: Iterable[Done]) -> None:
-        self._figures: dict[tuple[str, Column], dict[int, Metrics]] = defaultdict(dict)
+        self._done: dict[tuple[str, Column], dict[int, Done]] = defaultdict(dict)
         cells = []
         for one in done:
             cells.append(one.cell)
-            self._figures[one.cell.system, column(one.cell)][one.cell.rep] = one.metrics
+            self._done[one.cell.system, column(one.cell)][one.cell.rep] = one
         self.cell = cells[0]
         found = {cell.system for cell in cells}
         self.systems = sorted(found, key=lambda name: (name != BASELINE, name))
@@ -107,24 +135,45 @@ class Group:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the repetitions."""
-        reps = {rep for figures in self._figures.values() for rep in figures}
+        reps = {rep for found in self._done.values() for rep in found}
         return sorted(self.cell.seed - self.cell.rep + rep for rep in reps)
 
     def spread(self, system: str, at: Column, name: str) -> Spread | None:
         """A figure of a system at a load; None where it was not played or nothing was counted."""
-        figures = self._figures.get((system, at), {})
-        values = [value for rep in sorted(figures) if (value := figures[rep][name]) is not None]
-        if not values:
-            return None
-        return Spread(math.fsum(values) / len(values), min(values), max(values), len(values))
+        return _spread(one.metrics[name] for one in self._repetitions(system, at))
 
-    def versus(self, system: str, at: Column, name: str) -> Versus | None:
-        """A figure against the baseline's, over the repetitions that both have; None where there is no pair."""
-        if system == BASELINE or name not in DIRECTION:
+    def extra(self, system: str, at: Column, name: str) -> Spread | None:
+        """What else the player said of a system's cells at a load; None where it did not."""
+        return _spread(one.extra.get(name) for one in self._repetitions(system, at))
+
+    def versus(self, system: str, at: Column, name: str, against: str = BASELINE) -> Versus | None:
+        """A figure against another system's, over the repetitions that both have of the same code and machine.
+
+        None where there is no such pair.
+        """
+        if system == against or name not in DIRECTION:
             return None
-        ours, base = self._figures.get((system, at), {}), self._figures.get((BASELINE, at), {})
-        pairs = [(ours[rep][name], base[rep][name]) for rep in sorted(ours.keys() & base.keys())]
+        ours, theirs = self._done.get((system, at), {}), self._done.get((against, at), {})
+        both = [(ours[rep], theirs[rep]) for rep in sorted(ours.keys() & theirs.keys())]
+        pairs = [(one.metrics[name], other.metrics[name]) for one, other in both if one.origin == other.origin]
         return paired(pairs, shares=name in SHARES)
+
+    def compared(self, names: Sequence[str]) -> Iterator[Compared]:
+        """These figures of every system against the baseline, and of ours against every rival."""
+        for system in self.systems:
+            for against in self._rivals(system):
+                for at in self.columns:
+                    for name in names:
+                        if versus := self.versus(system, at, name, against):
+                            yield Compared(self, system, against, at, name, versus)
+
+    def _rivals(self, system: str) -> list[str]:
+        if not system.startswith(OURS):
+            return [BASELINE]
+        return [other for other in self.systems if not other.startswith(OURS) and other not in NO_RIVALS]
+
+    def _repetitions(self, system: str, at: Column) -> list[Done]:
+        return [one for _, one in sorted(self._done.get((system, at), {}).items())]
 
     def capacity(self, system: str) -> str | None:
         """Runs an hour up to which `GOAL` of the runs keep the objective; None unless arrivals are Poisson.
@@ -149,6 +198,13 @@ class Group:
                 return f"{last[0] + (at - last[0]) * (last[1] - GOAL) / (last[1] - share):.3g}"
             last = (at, share)
         return f">= {met[-1][0]:g}"
+
+
+def _spread(figures: Iterable[float | None]) -> Spread | None:
+    values = [value for value in figures if value is not None]
+    if not values:
+        return None
+    return Spread(math.fsum(values) / len(values), min(values), max(values), len(values))
 
 
 def column(cell: Cell) -> Column:
@@ -209,6 +265,7 @@ def document(groups: Sequence[Group]) -> list[Mapping[str, Any]]:
             "baseline": BASELINE,
             "capacity": {system: group.capacity(system) for system in group.systems},
             "rows": [_row(group, system, at) for system in group.systems for at in group.columns],
+            "rivals": [_rival(one) for one in group.compared(NAMES) if one.against != BASELINE],
         }
         for group in groups
     ]
@@ -222,7 +279,19 @@ def _row(group: Group, system: str, at: Column) -> Mapping[str, Any]:
                 "mean": rounded(spread.mean), "min": spread.low, "max": spread.high, "n": spread.n,
             }  # fmt: skip
             if versus := group.versus(system, at, name):
-                kind = "difference" if name in SHARES else "ratio"
-                figures[name][kind] = [rounded(versus.mean), rounded(versus.low), rounded(versus.high)]
-                figures[name]["verdict"] = versus.verdict(DIRECTION[name])
-    return {"system": system, "load" if group.cell.arrivals == CLOSED else "runs_per_hour": at, "metrics": figures}
+                figures[name] |= _judged(versus, name)
+    return {"system": system, _axis(group): at, "metrics": figures}
+
+
+def _rival(one: Compared) -> Mapping[str, Any]:
+    where = {"system": one.system, "against": one.against, _axis(one.group): one.at, "metric": one.name}
+    return where | {"n": one.versus.n} | _judged(one.versus, one.name)
+
+
+def _judged(versus: Versus, name: str) -> dict[str, Any]:
+    interval = [rounded(versus.mean), rounded(versus.low), rounded(versus.high)]
+    return {"difference" if name in SHARES else "ratio": interval, "verdict": versus.verdict(DIRECTION[name])}
+
+
+def _axis(group: Group) -> str:
+    return "load" if group.cell.arrivals == CLOSED else "runs_per_hour"

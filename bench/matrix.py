@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.cells import Cell, Done, Ledger
+from bench.cells import SIMULATED, Cell, Done, Ledger
 from bench.errors import BenchError
 from bench.metrics import Metrics, measure
 from bench.records import Played
@@ -29,6 +29,8 @@ Runner = Callable[[Cell], Played]
 
 Guess = Callable[[Cell], float]
 """About how many seconds a cell takes."""
+
+PROBLEMS, PROBLEM_LENGTH = 3, 200
 
 
 def plan(
@@ -53,13 +55,20 @@ def plan(
 
 
 def expected(missing: Sequence[Cell], known: Mapping[Cell, Done], guess: Guess, jobs: int = 1) -> float:
-    """Seconds that the missing cells will take: as cells of the same system and size did, else as guessed."""
-    spent = defaultdict(list)
+    """Seconds that the missing cells will take: as cells of the same system, workers and load did, else as those of
+    the same system and workers, else as guessed.
+    """
+    spent: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for cell, done in known.items():
-        spent[cell.system, cell.workers].append(done.seconds)
-    past = {size: math.fsum(seconds) / len(seconds) for size, seconds in spent.items()}
-    each = (past.get((cell.system, cell.workers)) or guess(cell) for cell in missing)
+        for like in _likes(cell):
+            spent[like].append(done.seconds)
+    past = {like: math.fsum(seconds) / len(seconds) for like, seconds in spent.items()}
+    each = (next((past[like] for like in _likes(cell) if like in past), None) or guess(cell) for cell in missing)
     return math.fsum(each) / min(jobs, max(1, len(missing)))
+
+
+def _likes(cell: Cell) -> tuple[tuple[Any, ...], ...]:
+    return (cell.system, cell.workers, cell.load, cell.arrivals), (cell.system, cell.workers)
 
 
 def play(
@@ -73,23 +82,30 @@ def play(
 ) -> tuple[list[Done], list[Cell]]:
     """Play what is missing of the cells; returns those that are done, and those that failed, which a rerun tries again.
 
-    `origin` is the revision of the code and the machine. `jobs` processes play at once. Progress and failures go to
-    `say`, standard error by default. A KeyboardInterrupt, or a BenchError, which no rerun would mend, ends it; all that
-    had ended is written down.
+    `origin` is the revision of the code and the machine. A simulated cell that another revision played is missing: it
+    is cheap to play again; a real one is kept, and said to be other code's, or another machine's. `jobs` processes play
+    at once. Progress and failures go to `say`, standard error by default. A KeyboardInterrupt, or a BenchError, which
+    no rerun would mend, ends it; all that had ended is written down.
     """
     say = say or Console(file=sys.stderr)
     known = ledger.read()
-    missing = [cell for cell in cells if cell not in known]
-    kept = [known[cell] for cell in cells if cell in known]
-    _tell(say, kept, missing, origin[0], expected(missing, known, guess, jobs))
+    kept = [known[cell] for cell in cells if cell in known and not _stale(known[cell], origin[0])]
+    there = {one.cell for one in kept}
+    missing = [cell for cell in cells if cell not in there]
+    again = sum(cell in known for cell in missing)
+    _tell(say, kept, len(missing), again, expected(missing, known, guess, jobs))
+    _warn(say, kept, origin, ledger.unread)
     done, failed = kept, []
     with _bar(say) as bar, contextlib.closing(_played(missing, runner, jobs)) as played:
         task = bar.add_task("", total=len(missing))
         for cell, figures, error in played:
             if error is None and figures is not None:
-                metrics, seconds = figures
-                done.append(Done(cell, metrics, seconds, *origin))
+                metrics, seconds, extra, problems = figures
+                done.append(Done(cell, metrics, seconds, *origin, extra, problems))
                 ledger.append(done[-1])
+                if problems:
+                    told = f"weft: {cell}: {metrics['errors']} calls failed: {' | '.join(problems)}"
+                    say.print(told, markup=False, highlight=False)
             else:
                 failed.append(cell)
                 say.print(f"weft: {cell}: {error}", markup=False, highlight=False)
@@ -99,16 +115,28 @@ def play(
     return done, failed
 
 
-def _tell(say: Console, kept: Sequence[Done], missing: Sequence[Cell], revision: str, seconds: float) -> None:
-    counts = f"cells to play: {len(missing)}, there already: {len(kept)}"
+def _stale(done: Done, revision: str) -> bool:
+    return done.cell.engine == SIMULATED and done.revision != revision
+
+
+def _tell(say: Console, kept: Sequence[Done], missing: int, again: int, seconds: float) -> None:
+    counts = f"cells to play: {missing}, there already: {len(kept)}"
     say.print(f"{counts}; expected: {spoken(seconds)}", highlight=False)
-    if others := {done.revision for done in kept} - {revision}:
-        number = sum(done.revision in others for done in kept)
-        say.print(
-            f"weft: {number} of them were played by other code ({', '.join(sorted(others))}, not {revision}): "
-            "use another --out to play them again",
-            highlight=False,
-        )
+    if again:
+        say.print(f"weft: {again} of them are played again: other code simulated them before", highlight=False)
+
+
+def _warn(say: Console, kept: Sequence[Done], origin: tuple[str, Mapping[str, Any]], unread: int) -> None:
+    revision, machine = origin
+    if number := sum(done.revision != revision for done in kept):
+        others = ", ".join(sorted({done.revision for done in kept} - {revision}))
+        said = f"{number} of those there were played by other code ({others}, not {revision})"
+        say.print(f"weft: {said}: they are compared with none of this code; use another --out", highlight=False)
+    if number := sum(done.machine != machine for done in kept):
+        said = f"{number} of those there were played on another machine"
+        say.print(f"weft: {said}: they are compared with none of this machine; use another --out", highlight=False)
+    if unread:
+        say.print(f"weft: {unread} lines of cells.jsonl were not understood and are left out", highlight=False)
 
 
 def spoken(seconds: float) -> str:
@@ -123,13 +151,21 @@ def _bar(say: Console) -> Progress:
     return Progress(*columns, console=say, transient=True, disable=not say.is_terminal)
 
 
-Figures = tuple[Metrics, float]
+Figures = tuple[Metrics, float, dict[str, float], list[str]]
 
 
 def _one(runner: Runner, cell: Cell) -> Figures:
     began = time.perf_counter()
-    metrics = measure(runner(cell))
-    return metrics, round(time.perf_counter() - began, 3)
+    played = runner(cell)
+    metrics = measure(played)
+    extra = {name: value for name, value in played.extra.items() if math.isfinite(value)}
+    return metrics, round(time.perf_counter() - began, 3), extra, problems(played)
+
+
+def problems(played: Played) -> list[str]:
+    """The first few distinct texts of calls that failed, cut short."""
+    texts = dict.fromkeys(call.error[:PROBLEM_LENGTH] for call in played.calls if call.error is not None)
+    return list(texts)[:PROBLEMS]
 
 
 def _played(cells: Sequence[Cell], runner: Runner, jobs: int) -> Generator[tuple[Cell, Figures | None, str | None]]:

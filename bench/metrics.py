@@ -5,7 +5,8 @@ All calls and runs that are counted:
 - The window is what the player says: in a closed loop from when every slot has turned over once until the supply ends.
 - Counted runs are those that are not warm. A run that was cut off counts as at least as long as it lasted until then.
 - A call that failed counts as the client's timeout: that is its TTFT, and its run counts as at least its unloaded time
-  and one timeout for each such call, so that failing early gains nothing.
+  and one timeout for each such call, so that failing early gains nothing. Where the unloaded time is not known, it
+  counts as the time it took and those timeouts.
 - A call that was cut off before its first token has at least the TTFT that it had waited by then.
 
 The figures (seconds, tokens; None where nothing was counted):
@@ -16,10 +17,11 @@ The figures (seconds, tokens; None where nothing was counted):
 - `turns_per_second`, `output_tokens_per_second`: of the calls that finished in the window, over its length.
 - `hit_ratio`: cached and hosted tokens over prompt tokens of those calls, each call once.
 - `ideal_hit_ratio`: what a cache without limit would have had, over the same prompt tokens.
-- `recomputed_tokens`: what those calls computed although a cache without limit would have had it, in all.
-- `longest_hold_seconds`: the longest that any call was held in front of the engines.
+- `recomputed_tokens`: what the finished calls of the counted runs computed although a cache without limit would have
+  had it, in all. Not of the window: a seed gives every system the same runs, so that the sums are of the same calls.
+- `longest_hold_seconds`: the longest that any call was held in front of the engines, of those where it is known.
 - `slo_attainment`: the share of counted runs that finished within 1.5 times their unloaded time, none of their calls
-  failed. Runs cut off before that time was over are left out: nobody knows.
+  failed. Runs cut off before that time was over are left out, and those whose unloaded time is not known.
 - `errors`: calls that failed, of all.
 """
 
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.records import CallRecord, Played, RunRecord
 
@@ -51,9 +53,7 @@ NAMES = (
 def measure(played: Played) -> Metrics:
     """The figures of one cell, rounded to six significant digits."""
     timeout = played.extra.get("timeout", TIMEOUT)
-    of_run: dict[str, list[CallRecord]] = defaultdict(list)
-    for call in played.calls:
-        of_run[call.run].append(call)
+    of_run = _of_run(played.calls)
     begin, end = played.window
     ends = {run.run: end if run.until is None else run.until for run in played.runs}
     counted = [run for run in played.runs if not run.warm]
@@ -78,7 +78,8 @@ def measure(played: Played) -> Metrics:
         "turns_per_second": _share(len(done), end - begin),
         "output_tokens_per_second": _share(sum(call.output for call in done), end - begin),
         **_cache(done),
-        "longest_hold_seconds": max((call.held for call in played.calls), default=None),
+        "recomputed_tokens": _recomputed(call for run in counted for call in of_run[run.run]),
+        "longest_hold_seconds": max((call.held for call in played.calls if call.held is not None), default=None),
         "slo_attainment": _attained(counted, of_run, end),
         "errors": sum(call.error is not None for call in played.calls),
     }
@@ -108,10 +109,21 @@ def rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}")
 
 
+def _of_run(calls: Iterable[CallRecord]) -> dict[str, list[CallRecord]]:
+    found: dict[str, list[CallRecord]] = defaultdict(list)
+    for call in calls:
+        found[call.run].append(call)
+    return found
+
+
 def _seconds(run: RunRecord, calls: Sequence[CallRecord], end: float, timeout: float) -> float:
     elapsed = _elapsed(run, end)
     failed = sum(call.error is not None for call in calls)
-    return max(elapsed, run.unloaded + failed * timeout) if failed else elapsed
+    if not failed:
+        return elapsed
+    if run.unloaded is None:
+        return elapsed + failed * timeout
+    return max(elapsed, run.unloaded + failed * timeout)
 
 
 def _elapsed(run: RunRecord, end: float) -> float:
@@ -131,13 +143,19 @@ def _cache(done: Sequence[CallRecord]) -> Metrics:
     return {
         "hit_ratio": _share(sum(call.cached + call.hosted for call in done), prompt),
         "ideal_hit_ratio": _share(sum(call.ideal for call in done), prompt),
-        "recomputed_tokens": sum(max(0, call.ideal - call.cached - call.hosted) for call in done),
     }
+
+
+def _recomputed(calls: Iterable[CallRecord]) -> int:
+    ended = (call for call in calls if call.error is None and call.finished is not None)
+    return sum(max(0, call.ideal - call.cached - call.hosted) for call in ended)
 
 
 def _attained(counted: Sequence[RunRecord], of_run: dict[str, list[CallRecord]], end: float) -> float | None:
     known, good = 0, 0
     for run in counted:
+        if run.unloaded is None:
+            continue
         late = _elapsed(run, end) > SLACK * run.unloaded
         failed = any(call.error is not None for call in of_run[run.run])
         if run.finished is None and not late and not failed:

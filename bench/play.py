@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Container, Iterable, Sequence
 from time import perf_counter
 
@@ -11,65 +10,61 @@ import aiohttp
 
 from bench.records import CallRecord, Played, RunRecord
 from bench.rivals import ideal
-from bench.rivals.chat import Exchange, request, within
-from bench.rivals.front import Front, Place, Turn, owner
+from bench.rivals.chat import Exchange, extended, request, within
+from bench.rivals.front import Front, Place, Turn
 from bench.rivals.texts import Texts
-from bench.simulation.profile import PROFILES
+from bench.schedule import WARM_SHARE, Turnover
+from bench.simulation.profile import Profile
 from bench.workloads.runs import Call, Run
-
-STAGGER_SECONDS = 0.15
-DEEPEST_START = 0.75
-WARM_SHARE = 0.2
-"""Of the runs of an open loop, those that come first and are not counted."""
 
 TIMEOUT = 600.0
 
 
 class Player:
-    """One cell. `timeout` is how many seconds a client waits for one call; an error is never retried."""
+    """One cell. `timeout` is how many seconds a client waits for one call; an error is never retried. `profile`: what
+    these engines cost, None where nobody knows."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, front: Front, texts: Texts, model: str, block: int, timeout: float = TIMEOUT
-    ) -> None:
+        self, http: aiohttp.ClientSession, front: Front, texts: Texts, model: str, block: int,
+        timeout: float = TIMEOUT, profile: Profile | None = None,
+    ) -> None:  # fmt: skip
         self._http, self._front, self._texts, self._model = http, front, texts, model
-        self._block, self._timeout = block, timeout
+        self._block, self._timeout, self._profile = block, timeout, profile
+        self._alone: dict[str, float] = {}
         self._sent: list[tuple[Call, CallRecord]] = []
         self._runs: list[RunRecord] = []
         self._began = 0.0
 
-    async def closed(self, supply: Sequence[Run], slots: int, seed: int) -> Played:
-        """As many runs at a time as there are slots, until a slot finds none left; what then runs may end, for at most
-        `timeout` seconds.
+    def reckon(self, runs: Iterable[Run]) -> None:
+        """Know how long each of these runs takes alone. To be done before they are played: it takes time."""
+        if self._profile:
+            self._alone |= {run.id: self._profile.unloaded(run, answers=False) for run in runs}
 
-        A slot's first run starts part-way, so that the slots are as spread as they will be later, and is not counted:
-        every system is measured on the same runs. One that outlasts the supply is counted all the same, and the window
-        begins without it: a run that starves must not hide.
+    async def closed(self, supply: Sequence[Run], begins: Sequence[tuple[float, float]]) -> Played:
+        """A run at a time in each slot, until a slot finds none left; what then runs may end, for at most `timeout`
+        seconds. `begins` says of each slot when its first run begins, and after what share of its calls.
+
+        First runs are not counted where they have ended before: every system is measured on the same runs.
         """
-        first, later = supply[:slots], iter(supply[slots:])
-        rng = random.Random(f"{seed} starts")
-        depths = [rng.uniform(0, DEEPEST_START) for _ in first]
-        turned: dict[str, float] = {}
-        idle: list[float] = []
+        first, later = supply[: len(begins)], iter(supply[len(begins) :])
+        turnover = Turnover({run.id for run in first})
 
-        async def slot(number: int) -> None:
-            await asyncio.sleep(number * STAGGER_SECONDS)
-            run = first[number]
-            await self.run(run, int(depths[number] * len(run.calls)))
-            if not idle:
-                turned[run.id] = self._now()
+        async def slot(run: Run, delay: float, depth: float) -> None:
+            await asyncio.sleep(delay)
+            await self.run(run, int(depth * len(run.calls)))
+            turnover.ended(run.id, self._now())
             for run in later:
                 await self.run(run)
-            idle.append(self._now())
+            turnover.ran_out(self._now())
 
         self._began = perf_counter()
-        playing = [asyncio.create_task(slot(number)) for number in range(len(first))]
+        playing = [asyncio.create_task(slot(run, *begin)) for run, begin in zip(first, begins, strict=True)]
         try:
             await _finished(playing, None, asyncio.FIRST_COMPLETED)
             await _finished(playing, self._timeout)
         finally:
             await _cancel(playing)
-        starved = {run.id for run in first} - turned.keys()
-        return self._played(max(turned.values(), default=idle[0]), idle[0], turned.keys(), len(starved))
+        return self._played(turnover.window, turnover.turned, turnover.starved)
 
     async def open(self, runs: Sequence[Run], times: Iterable[float]) -> Played:
         """Each run at its time, in seconds, ascending. What runs `timeout` seconds after the last is cut off."""
@@ -84,11 +79,11 @@ class Player:
         finally:
             await _cancel(playing)
         warm = int(WARM_SHARE * len(runs))
-        return self._played(arrivals[warm], arrivals[-1], {run.id for run in runs[:warm]})
+        return self._played((arrivals[warm], arrivals[-1]), {run.id for run in runs[:warm]})
 
     async def run(self, run: Run, skipped: int = 0) -> None:
         """Play a run without its first calls, which count as ended when it starts. Cut off where this is cancelled."""
-        record = RunRecord(run.id, run.tenant, self._now(), PROFILES["cpu"].unloaded(run), warm=False)
+        record = RunRecord(run.id, run.tenant, self._now(), self._alone.get(run.id), warm=False)
         self._runs.append(record)
         ended = {call: asyncio.Event() for call in run.calls}
         for call in run.calls[:skipped]:
@@ -106,17 +101,18 @@ class Player:
     async def _step(self, turn: Turn, ended: dict[Call, asyncio.Event]) -> None:
         call = turn.call
         await _some([ended[one] for one in call.after], call.need)
-        await asyncio.sleep(call.gap)
-        await self._call(turn)
+        due = self._now() + call.gap
+        body = request(self._model, self._texts.messages(turn.run, call), call.output)
+        await asyncio.sleep(due - self._now())
+        await self._call(turn, body)
         ended[call].set()
 
-    async def _call(self, turn: Turn) -> None:
-        run, call = turn.run, turn.call
+    async def _call(self, turn: Turn, body: bytes) -> None:
+        run, call, exchange = turn.run, turn.call, Exchange()
         record = CallRecord(
-            run.id, turn.index, owner(run, call.session), run.tenant, "", self._now(), call.prompt.end, call.output
+            run.id, turn.index, turn.owner, run.tenant, "", self._now(), call.prompt.end, call.output, held=None
         )
         self._sent.append((call, record))
-        body, exchange = request(self._model, self._texts.messages(run, call), call.output), Exchange()
         try:
             await within(self._timeout, exchange, self._exchange(turn, record, body, exchange))
         finally:  # also where it is cut off
@@ -131,36 +127,31 @@ class Player:
         record.prompt, record.output = exchange.usage["prompt_tokens"], exchange.usage["completion_tokens"]
         record.cached = exchange.cached
 
-    async def _exchange(self, turn: Turn, record: CallRecord, body: dict[str, object], exchange: Exchange) -> None:
-        place: Place = await self._front.place(turn)
-        record.held, record.worker = self._now() - record.sent, place.worker
+    async def _exchange(self, turn: Turn, record: CallRecord, body: bytes, exchange: Exchange) -> None:
         try:
-            await exchange.send(self._http, place.url, {**body, **place.fields}, place.headers)
+            place: Place = await self._front.place(turn)
+        finally:
+            if self._front.holds_seen:
+                record.held = self._now() - record.sent
+        record.worker = place.worker
+        try:
+            await exchange.send(self._http, place.url, extended(body, place.fields), place.headers)
         finally:
             self._front.ended(turn)
 
     def _now(self) -> float:
         return perf_counter() - self._began
 
-    def _played(self, begin: float, end: float, warm: Container[str], starved: int = 0) -> Played:
+    def _played(self, window: tuple[float, float], warm: Container[str], starved: int = 0) -> Played:
         for run in self._runs:
             run.warm = run.run in warm
         ideal.fill(self._sent, self._block, self._texts.tail, self._texts.shared)
         return Played(
             [record for _, record in self._sent],
             self._runs,
-            (begin, end),
+            window,
             {"timeout": self._timeout, "starved": starved},
         )
-
-
-def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """The times, in seconds, of `count` arrivals at `rate` an hour."""
-    rng, now, times = random.Random(f"{seed} arrivals"), 0.0, []
-    for _ in range(count):
-        now += rng.expovariate(rate / 3600)
-        times.append(now)
-    return times
 
 
 async def _some(events: Sequence[asyncio.Event], need: int | None) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call. `held` seconds it waited in front of the engines; `hosted` tokens came from the host tier.
+    """One call. `held` seconds it waited in front of the engines, None where that cannot be seen; `hosted` tokens came
+    from the host tier.
 
     `ideal` tokens are what a cache without limit would have had. `first_token` and `finished` are None after an error.
     """
@@ -25,13 +26,14 @@ class CallRecord:
     finished: float | None = None
     cached: int = 0
     hosted: int = 0
-    held: float = 0.0
+    held: float | None = 0.0
     error: str | None = None
 
 
 @dataclass(slots=True)
 class RunRecord:
-    """One run. `unloaded` is how long it takes alone, gaps included. `warm`: begun before the slots had turned over.
+    """One run. `unloaded` is how long it takes alone, gaps included, None where nobody knows. `warm`: begun before the
+    slots had turned over.
 
     `finished` is None where it was cut off; `until` is then when.
     """
@@ -39,7 +41,7 @@ class RunRecord:
     run: str
     tenant: str
     started: float
-    unloaded: float
+    unloaded: float | None
     warm: bool
     finished: float | None = None
     until: float | None = None

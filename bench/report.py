@@ -1,8 +1,8 @@
 """The report of a directory of cells: Markdown, JSON and plots.
 
 Every figure is the mean over repetitions with [least..greatest]; behind it stands its ratio to the baseline (of a share
-the difference), paired by seed, with the 95 % interval over the pairs. `better` and `worse` are said only where the
-whole interval is.
+the difference), paired by seed, code and machine, with the 95 % interval over the pairs. `better` and `worse` are said
+only where the whole interval is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import plots
-from bench.cells import CLOSED, Done, Ledger, write_json
-from bench.comparison import BASELINE, DIRECTION, GOAL, PAIRS, Column, Group, document, grouped
+from bench.cells import CLOSED, REAL, Done, Ledger, commands, write_json
+from bench.comparison import BASELINE, DIRECTION, GOAL, OURS, PAIRS, Column, Compared, Group, Versus, document, grouped
 from bench.errors import BenchError
+from bench.machine import DIRTY
 from bench.metrics import SLACK
 
 TITLES = {
@@ -57,27 +58,39 @@ GAINS = (
     ("recomputed", "recomputed_tokens"),
 )
 WHOLE = ("recomputed_tokens", "errors")
+PLAYED = (
+    ("load as played", "load_played"),
+    ("starved slots", "starved"),
+    ("front, CPUs", "front_cpus"),
+    ("client, CPUs", "client_cpus"),
+)
+"""What is told of real cells beside their figures."""
 
 
 def write(directory: Path) -> None:
     """Write DIR/report.md, report.json and plots/*.png from DIR/cells.jsonl. Raises BenchError without cells."""
     if not directory.is_dir():
         raise BenchError(f"there is no directory {directory}")
-    done = list(Ledger(directory).read().values())
+    ledger = Ledger(directory)
+    done = list(ledger.read().values())
     if not done:
         raise BenchError(f"{directory} has no finished cells (cells.jsonl)")
     groups = grouped(done)
-    run = _run(directory)
-    write_json(directory / "report.json", {"run": run, "origin": _origin(done), "groups": document(groups)})
-    (directory / "report.md").write_text(markdown(done, run))
+    told = commands(directory)
+    write_json(directory / "report.json", {"commands": told, "origin": _origin(done), "groups": document(groups)})
+    (directory / "report.md").write_text(markdown(done, told, ledger.unread))
     for number, group in enumerate(groups, 1):
         plots.write(group, directory / _picture(number, group))
 
 
-def markdown(done: Sequence[Done], run: Mapping[str, Any]) -> str:
-    """The report of finished cells, in Markdown; `run` is what run.json says."""
+def markdown(done: Sequence[Done], told: Sequence[Mapping[str, Any]], unread: int = 0) -> str:
+    """The report of finished cells, in Markdown; `told` is what run.json tells of each command, the newest last.
+
+    `unread` lines of cells.jsonl were not understood.
+    """
     groups = grouped(done)
-    lines = [*_head(done, run), *_behind(groups)]
+    compared = [one for group in groups for one in group.compared([name for name in TITLES if name in DIRECTION])]
+    lines = [*_head(done, told, unread), *_meaning(compared), *_behind(groups, compared), *_lost(groups, compared)]
     for number, group in enumerate(groups, 1):
         lines += _section(group, _picture(number, group))
     return "\n".join(lines) + "\n"
@@ -145,69 +158,87 @@ def _short(group: Group, system: str, at: Column, name: str) -> str:
     return f"{text} ({versus.brief})" if versus else text
 
 
-def _run(directory: Path) -> Mapping[str, Any]:
-    try:
-        read: Mapping[str, Any] = json.loads((directory / "run.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return read
-
-
 def _origin(done: Sequence[Done]) -> Mapping[str, Any]:
     machines = {json.dumps(one.machine, sort_keys=True) for one in done}
     return {"revisions": sorted({one.revision for one in done}), "machines": [json.loads(m) for m in sorted(machines)]}
 
 
-def _head(done: Sequence[Done], run: Mapping[str, Any]) -> list[str]:
+def _head(done: Sequence[Done], told: Sequence[Mapping[str, Any]], unread: int) -> list[str]:
     origin = _origin(done)
+    revisions, machines = origin["revisions"], origin["machines"]
     lines = ["# Report", ""]
-    if "command" in run:
-        lines.append(f"- Command: `{run['command']}`")
-    lines += [f"- Cells: {len(done)}; code: {', '.join(origin['revisions'])}"]
-    for machine in origin["machines"]:
+    lines += [f"- Command: `{run['command']}`" for run in told if "command" in run]
+    lines += [f"- Cells: {len(done)}; code: {', '.join(revisions)}"]
+    if any(revision.endswith(DIRTY) for revision in revisions):
+        lines.append(f"- **The code was dirty**: where a revision ends in `{DIRTY}`, files differed from that commit.")
+    for machine in machines:
         accelerators = ", ".join(machine.get("accelerators") or ["no accelerator"])
         lines.append(
             f"- Machine: {machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, "
             f"{accelerators}, {machine.get('system')}"
         )
-    if "versions" in run:
-        lines.append("- Versions: " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
-    left_out = run.get("left_out") or {}
-    if left_out:
-        lines.append("- Left out of the workload: " + ", ".join(f"{n} {reason}" for reason, n in left_out.items()))
-    lines += [
-        "",
-        f"Each figure: mean [least..greatest] over repetitions, then its ratio to `{BASELINE}` (of a share the "
-        "difference), paired by seed: the mean over the pairs and its 95 % interval (Student's t). **worse** and "
-        "better are said where the whole interval is on one side. Definitions: `bench/metrics.py`.",
-        "",
-    ]
+    if len(revisions) > 1 or len(machines) > 1:
+        lines.append("- **Cells of more than one code or machine**: means may mix them, pairs do not.")
+    if unread:
+        lines.append(f"- **{unread} lines of cells.jsonl were not understood** and are left out.")
+    lines += dict.fromkeys(_versions(run["versions"]) for run in told if "versions" in run)
+    lines += dict.fromkeys(_left_out(run["left_out"]) for run in told if run.get("left_out"))
     return lines
 
 
-def _behind(groups: Sequence[Group]) -> list[str]:
+def _versions(versions: Mapping[str, str]) -> str:
+    return "- Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    return "- Left out of the workload: " + ", ".join(f"{number} {reason}" for reason, number in counts.items())
+
+
+def _meaning(compared: Sequence[Compared]) -> list[str]:
+    judged = sum(one.versus.n >= PAIRS for one in compared)
+    return [
+        f"- Comparisons: {len(compared)}, of them {judged} of at least {PAIRS} pairs. Were there no differences at "
+        f"all, 5 % of those (about {0.05 * judged:.0f}) would fall outside their interval by chance.",
+        "",
+        f"Each figure: mean [least..greatest] over repetitions, then its ratio to `{BASELINE}` (of a share the "
+        "difference), paired by seed, code and machine: the mean over the pairs and its 95 % interval (Student's t). "
+        "**worse** and better are said where the whole interval is on one side. Definitions: `bench/metrics.py`.",
+        "",
+    ]
+
+
+def _behind(groups: Sequence[Group], compared: Sequence[Compared]) -> list[str]:
     """Every figure in which a system is certainly worse than the baseline; single pairs that are behind apart."""
-    certain, single = [], []
-    for group in groups:
-        for system in group.systems:
-            for at in group.columns:
-                for name, direction in DIRECTION.items():
-                    versus = group.versus(system, at, name) if name in TITLES else None
-                    if versus is None:
-                        continue
-                    where = f"- {system}, {plots.title(group)}, {_column(group, at)}"
-                    line = f"{where}: {name} {_versus(group, system, at, name)}"
-                    if versus.verdict(direction) == "worse":
-                        certain.append(line)
-                    elif versus.n < PAIRS and versus.behind(direction):
-                        single.append(line)
     lines = [f"## Losses against {BASELINE}", ""]
     if not any(BASELINE in group.systems for group in groups):
         return [*lines, f"`{BASELINE}` was not played: nothing to compare with.", ""]
-    lines += certain or ["None that the interval bears out."]
-    if single:
-        lines += ["", f"Behind in the mean, of fewer than {PAIRS} repetitions:", "", *single]
+    return [*lines, *_losses([one for one in compared if one.against == BASELINE])]
+
+
+def _lost(groups: Sequence[Group], compared: Sequence[Compared]) -> list[str]:
+    """Every figure in which one of our systems is worse than one that a user could run instead."""
+    if not any(system.startswith(OURS) for group in groups for system in group.systems):
+        return []
+    lines = ["## Where weft loses", ""]
+    ours = [one for one in compared if one.system.startswith(OURS)]
+    if not ours:
+        return [*lines, "It was played beside no rival of the same code and machine: nothing to compare with.", ""]
+    return [*lines, *_losses(ours)]
+
+
+def _losses(compared: Sequence[Compared]) -> list[str]:
+    certain = [_loss(one) for one in compared if one.worse]
+    behind = [_loss(one) for one in compared if one.only_behind]
+    lines = certain or ["None that the interval bears out."]
+    if behind:
+        lines += ["", f"Behind in the mean, of fewer than {PAIRS} repetitions:", "", *behind]
     return [*lines, ""]
+
+
+def _loss(one: Compared) -> str:
+    against = "" if one.against == BASELINE else f" against {one.against}"
+    where = f"{one.system}{against}, {plots.title(one.group)}, {_column(one.group, one.at)}"
+    return f"- {where}: {one.name} {_judged(one.versus, one.name)}"
 
 
 def _section(group: Group, picture: str) -> list[str]:
@@ -223,7 +254,22 @@ def _section(group: Group, picture: str) -> list[str]:
         lines += [f"| {system} | {group.capacity(system) or '-'} |" for system in group.systems] + [""]
     for name, heading in TITLES.items():
         lines += [f"### {heading} (`{name}`)", "", *_table(group, name), ""]
-    return lines
+    return lines + (_as_played(group) if group.cell.engine == REAL else [])
+
+
+def _as_played(group: Group) -> list[str]:
+    """What was seen of real cells beside their figures, means over repetitions; nothing where nothing was."""
+    rows = []
+    for system in group.systems:
+        for at in group.columns:
+            seen = [group.extra(system, at, name) for _, name in PLAYED]
+            if any(seen):
+                texts = ("-" if spread is None else number(spread.mean) for spread in seen)
+                rows.append(f"| {system} | {_column(group, at)} | " + " | ".join(texts) + " |")
+    if not rows:
+        return []
+    head = "| system | | " + " | ".join(heading for heading, _ in PLAYED) + " |"
+    return ["### As played", "", head, "|---|---|" + "---:|" * len(PLAYED), *rows, ""]
 
 
 def _table(group: Group, name: str) -> Iterator[str]:
@@ -246,6 +292,10 @@ def _text(group: Group, system: str, at: Column, name: str) -> str:
 def _versus(group: Group, system: str, at: Column, name: str) -> str:
     if (versus := group.versus(system, at, name)) is None:
         return ""
+    return _judged(versus, name)
+
+
+def _judged(versus: Versus, name: str) -> str:
     verdict = {"": "", "better": " better", "worse": " **worse**"}[versus.verdict(DIRECTION[name])]
     return f"{versus}{verdict}"
 

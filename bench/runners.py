@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,19 +23,25 @@ from bench.workloads.runs import Workload
 SEEDLESS = ("claude-code", "mooncake", "recorded")
 """Workloads that are what their file is, whatever the seed, which then only orders them: they are read once."""
 
+FILE = "file:"
+"""What the profile of a cell begins with that is read from a file; the file's digest follows."""
+
 SECONDS_A_CALL = 1e-3
 """About what it takes to simulate a call on one core."""
 
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """Plays a cell on modelled workers. `trace` is where this machine keeps the file that the workload is read from."""
+    """Plays a cell on modelled workers. `trace` and `costs` are where this machine keeps the files that the workload
+    and the profile are read from.
+    """
 
     trace: Path | None = None
+    costs: Path | None = None
 
     def __call__(self, cell: Cell) -> Played:
         return simulate(
-            workload(cell, self.trace), SYSTEMS[cell.system], profile(cell), workers=cell.workers,
+            workload(cell, self.trace), SYSTEMS[cell.system], profile(cell, self.costs), workers=cell.workers,
             load=cell.load or 0.0, tier=cell.tier, arrivals=cell.arrivals, seed=cell.seed, supply=cell.supply,
         )  # fmt: skip
 
@@ -42,26 +49,36 @@ class Simulated:
         """About how many seconds the cell takes."""
         runs = workload(replace(cell, seed=cell.seed - cell.rep), self.trace)
         calls = sum(len(run.calls) for run in runs.runs) / len(runs.runs)
-        return slots(cell, runs, profile(cell).kv_tokens) * (cell.supply + 1) * calls * SECONDS_A_CALL
+        return slots(cell, runs, profile(cell, self.costs).kv_tokens) * (cell.supply + 1) * calls * SECONDS_A_CALL
 
 
-def profile(cell: Cell) -> Profile:
-    """What a modelled worker of the cell costs: "NAME", or "NAME:KV_TOKENS" for one with another KV memory."""
-    name, _, size = cell.profile.partition(":")
-    return replace(PROFILES[name], kv_tokens=int(size)) if size else PROFILES[name]
+def profile(cell: Cell, costs: Path | None = None) -> Profile:
+    """What a modelled worker of the cell costs: "NAME", or "file:DIGEST" of what is read from `costs`; with
+    ":KV_TOKENS" behind it, one with another KV memory.
+    """
+    name, _, size = cell.profile.removeprefix(FILE).partition(":")
+    found = _read(costs) if costs and cell.profile.startswith(FILE) else PROFILES[name]
+    return replace(found, kv_tokens=int(size)) if size else found
 
 
-def traffic(cell: Cell, trace: Path) -> str:
+@lru_cache(maxsize=2)
+def _read(costs: Path) -> Profile:
+    from bench.simulation import calibration
+
+    return calibration.load(str(costs))
+
+
+def traffic(cell: Cell, trace: Path, costs: Path | None = None) -> str:
     """How much was recorded, and the load it would be on the workers of the cell if each run had an engine alone."""
-    runs, costs = workload(cell, trace), profile(cell)
-    alone = [costs.unloaded(run) for run in runs.runs]
+    runs, worker = workload(cell, trace), profile(cell, costs)
+    alone = [worker.unloaded(run) for run in runs.runs]
     span = max((run.arrival or 0.0) + seconds for run, seconds in zip(runs.runs, alone, strict=True))
     live = sum(alone) / max(span, 1e-9)
-    load = live * runs.mean_context / (cell.workers * costs.kv_tokens)
+    load = live * runs.mean_context / (cell.workers * worker.kv_tokens)
     calls = sum(len(run.calls) for run in runs.runs)
     return (
         f"Recorded: {len(runs.runs)} runs, {calls} calls. Unhindered, {live:.3g} would be live in the mean "
-        f"for {spoken(span)}: load {load:.3g} on {cell.workers} x {costs.kv_tokens:,} KV tokens."
+        f"for {spoken(span)}: load {load:.3g} on {cell.workers} x {worker.kv_tokens:,} KV tokens."
     )
 
 
@@ -77,7 +94,7 @@ def workload(cell: Cell, trace: Path | None) -> Workload:
     seed = 0 if cell.workload in SEEDLESS else cell.seed
     try:
         return _workload(cell.workload, trace, seed, cell.max_context, cell.half, cell.scale, cell.options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise BenchError(str(error)) from error
 
 
@@ -95,7 +112,10 @@ def checked(cell: Cell, trace: Path | None) -> Workload:
 def _workload(
     name: str, trace: Path | None, seed: int, max_context: int | None, half: str | None, scale: float, options: str
 ) -> Workload:
-    return catalog.load(name, trace, seed, max_context=max_context, half=half, scale=scale, **parsed(options))
+    own = parsed(options)
+    if taken := own.keys() & inspect.signature(catalog.load).parameters.keys():
+        raise ValueError(f"{', '.join(sorted(taken))}: no workload has an option of that name")
+    return catalog.load(name, trace, seed, max_context=max_context, half=half, scale=scale, **own)
 
 
 def parsed(options: str) -> dict[str, Any]:

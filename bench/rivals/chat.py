@@ -30,14 +30,12 @@ class Exchange:
     error: str | None = None
     _chunks: int = 0
 
-    async def send(
-        self, http: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> None:
+    async def send(self, http: aiohttp.ClientSession, url: str, body: bytes, headers: Mapping[str, str]) -> None:
         """POST it and read the answer to its end. Never raises for what the server or the network did."""
         try:
             async with http.post(
                 url + "/v1/chat/completions",
-                data=orjson.dumps(body),
+                data=body,
                 headers={"content-type": "application/json", **headers},
             ) as answer:
                 self.worker = answer.headers.get("x-weft-worker", "")
@@ -75,12 +73,18 @@ class Exchange:
         return (self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
 
-def request(model: str, messages: list[dict[str, str]], output: int) -> dict[str, Any]:
+def request(model: str, messages: list[dict[str, str]], output: int) -> bytes:
     """The body of a call that generates exactly `output` tokens, streamed, with usage at its end."""
-    return {
+    fields = {
         "model": model, "messages": messages, "max_tokens": output, "temperature": 0, "ignore_eos": True,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
+    return orjson.dumps(fields)
+
+
+def extended(body: bytes, fields: Mapping[str, Any]) -> bytes:
+    """A body with more fields; what it has is not serialised again."""
+    return body[:-1] + b"," + orjson.dumps(fields)[1:] if fields else body
 
 
 async def within(seconds: float, exchange: Exchange, doing: Any) -> None:

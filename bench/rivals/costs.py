@@ -26,6 +26,8 @@ BATCHES = ((1, 0.05), (4, 0.05), (8, 0.05), (1, 0.8), (4, 0.4), (8, 0.25))
 
 REPEATS = 2
 STEPS = 32
+ROOM = 8 * STEPS
+"""Tokens of the longest call that an engine must take to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class _Bench:
             await self._call(prompt, 1)
         done = await asyncio.gather(*(self._call(prompt, STEPS) for prompt in prompts))
         begin, end = max(e.times[0] for e in done), min(e.times[-1] for e in done)
+        if end <= begin:
+            raise RuntimeError("measuring the engine's costs: it never decoded all at once")
         steps = [(sum(begin < at <= end for at in e.times), e) for e in done]
         context = sum(e.usage["prompt_tokens"] for _, e in steps) + batch * STEPS / 2
         return batch, context, (end - begin) / max(1, max(count for count, _ in steps))

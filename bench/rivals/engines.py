@@ -6,6 +6,7 @@ On the CPU build each engine is pinned to a core (`bench.rivals.isolation`); wit
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import sys
 import time
@@ -33,8 +34,10 @@ CHARACTERS_A_TOKEN = 2.0  # fewer than a text of any kind has, by the embedded t
 FRAME = 8  # tokens that a chat template and our mark may add to a piece
 START_SECONDS = 300.0
 RESET_SECONDS = 60.0
+KEPT_SECONDS = 2.0  # an idle connection; uvicorn closes it after 5
 HOME: Path = Settings.model_fields["home"].default
 CPU_ARGS = ("--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "1024")
+LIMITS = {"--max-num-batched-tokens": 8192, "--max-num-seqs": 1024}
 CPU_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -65,7 +68,7 @@ class Engines:
         self._folder, self._home, self._cpu = folder, home, build == "cpu"
         self._source = str(Path(model).absolute()) if model and Path(model).is_dir() else model
         self._processes: list[Process] = []
-        self._isolation: Isolation | None = None
+        self._isolation = Isolation(count) if self._cpu else None
         self._started = self._given = 0
         self.urls: list[str] = []
         self.kv_tokens = 0
@@ -74,9 +77,9 @@ class Engines:
         """What `bench.rivals.costs` measured here, None before."""
 
     async def __aenter__(self) -> Engines:
-        self.http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
-        )
+        self.http = aiohttp.ClientSession(connector=connector(), timeout=aiohttp.ClientTimeout(total=None))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / ".gitignore").write_text("*\n")
         try:
             await self._start(self.asked)
         except BaseException:
@@ -88,6 +91,8 @@ class Engines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stop()
+        if self._isolation:
+            self._isolation.release()
         await self.http.close()
 
     async def fit(self, kv_tokens: int) -> None:
@@ -129,9 +134,18 @@ class Engines:
             "isolation": list(self._isolation.said) if self._isolation else gpus,
         }
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The engines' max_num_batched_tokens and max_num_seqs: as flags say, else as vLLM sets them on a large GPU."""
+        flags = self._flags(self.asked)
+        given = {name: int(value) for name, value in itertools.pairwise(flags) if name in LIMITS}
+        budget, sequences = (given.get(name, value) for name, value in LIMITS.items())
+        return budget, sequences
+
     async def _start(self, kv_tokens: int) -> None:
         model = self._source or str(await asyncio.to_thread(embedded.ensure, self._home))
-        self._isolation = Isolation(self.count) if self._cpu else None
+        if self._isolation:
+            self._isolation.release()
         self._started += 1
         ports: list[int] = []
         while len(ports) < self.count:
@@ -146,6 +160,7 @@ class Engines:
         if self._isolation:
             for index, process in enumerate(self._processes):
                 self._isolation.isolate(process.pid, index)
+            self._isolation.confine()
         await self._describe()
         await asyncio.gather(*map(self._warm_up, self.urls))
         self._given = kv_tokens
@@ -196,6 +211,11 @@ class Engines:
         async with self.http.post(url + "/reset_prefix_cache") as answer:
             said = await answer.read()
             return answer.status == 200 and b"false" not in said
+
+
+def connector() -> aiohttp.TCPConnector:
+    """Connections without limit, which we close before a server does: it would do so just when a call is sent."""
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS)
 
 
 def length_for(workload: Workload) -> int:

@@ -6,17 +6,16 @@ A client of the stock systems talks to the engines directly and picks one for ea
 from __future__ import annotations
 
 import asyncio
-import bisect
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.rivals.engines import Engines
 from bench.simulation.system import Seats
+from bench.simulation.systems.stock import Ring
 from bench.workloads.runs import Call, Piece, Run, Workload
 
-SESSION_HEADER = "x-session-id"
+SESSION_HEADER, PARENT_HEADER = "x-session-id", "x-parent-session-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,14 @@ class Turn:
     def owner(self) -> str:
         """Its session, as no other run has it."""
         return owner(self.run, self.call.session)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every client says of a call: its session, and the one that made that."""
+        said = {SESSION_HEADER: self.owner}
+        if self.call.parent is not None:
+            said[PARENT_HEADER] = owner(self.run, self.call.parent)
+        return said
 
     @property
     def step(self) -> int:
@@ -68,6 +75,9 @@ class Front:
     pid: int | None = None
     """The root of its own processes, None where it has none."""
 
+    holds_seen = True
+    """Whether a call is held by `place` alone; a server's holds cannot be seen from outside."""
+
     async def start(self, engines: Engines, workload: Workload) -> None:
         """Be ready to be asked."""
 
@@ -99,7 +109,7 @@ class Direct(Front):
     async def place(self, turn: Turn) -> Place:
         """The engine picked."""
         index = self.pick(turn)
-        return Place(self.urls[index], f"w{index}", {SESSION_HEADER: turn.owner})
+        return Place(self.urls[index], f"w{index}", turn.headers)
 
     def pick(self, turn: Turn) -> int:
         """The index of the engine."""
@@ -107,7 +117,7 @@ class Direct(Front):
 
 
 class Stock(Direct):
-    """Sticky: a session stays on the engine that had the fewest live ones when it came."""
+    """Sticky: a run stays on the engine that had the fewest live ones when it came."""
 
     async def start(self, engines: Engines, workload: Workload) -> None:
         """Nobody is seated."""
@@ -115,20 +125,14 @@ class Stock(Direct):
         self.seats = Seats([0] * len(self.urls))
 
     def pick(self, turn: Turn) -> int:
-        """The session's seat."""
-        if turn.owner not in self.seats.of:
-            self.seats.take(turn.owner, self.seats.fewest())
-        return self.seats.of[turn.owner]
-
-    def ended(self, turn: Turn) -> None:
-        """The session leaves after its last call."""
-        if turn.last:
-            self.seats.leave(turn.owner)
+        """The run's seat."""
+        if turn.run.id not in self.seats.of:
+            self.seats.take(turn.run.id, self.seats.fewest())
+        return self.seats.of[turn.run.id]
 
     def over(self, run: Run) -> None:
-        """All its sessions leave."""
-        for session in {call.session for call in run.calls}:
-            self.seats.leave(owner(run, session))
+        """It leaves."""
+        self.seats.leave(run.id)
 
 
 class Unlimited(Stock):
@@ -177,19 +181,16 @@ class LeastLoaded(Direct):
 
 
 class Hash(Direct):
-    """Consistent hashing of the session on a ring."""
-
-    POINTS = 160
+    """Consistent hashing of the run on a ring: of numbers, not of ports, so that it is the same at every play."""
 
     async def start(self, engines: Engines, workload: Workload) -> None:
         """Lay the ring."""
         await super().start(engines, workload)
-        # By number, since ports are free ones: the same session is on the same engine whenever it is played.
-        self.ring = sorted((hashed(f"w{i}#{point}"), i) for i in range(len(self.urls)) for point in range(self.POINTS))
+        self.ring = Ring(len(self.urls))
 
     def pick(self, turn: Turn) -> int:
-        """The first point after the session's."""
-        return self.ring[bisect.bisect(self.ring, (hashed(turn.owner), -1)) % len(self.ring)][1]
+        """The run's place on it."""
+        return self.ring.worker(turn.run.id)
 
 
 class Semaphore(Stock):
@@ -229,11 +230,6 @@ class Semaphore(Stock):
             self.free -= 1
             self.inside.add(run)
             self.waiting.pop(run).set_result(None)
-
-
-def hashed(text: str) -> int:
-    """A place on the ring."""
-    return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[:8])
 
 
 def distinct_tokens(run: Run) -> int:

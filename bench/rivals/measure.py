@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from bench.errors import BenchError
 from bench.overhead import tree_ticks
-from bench.play import TIMEOUT, Player, poisson
+from bench.play import TIMEOUT, Player
 from bench.records import Played
 from bench.rivals.engines import Engines
 from bench.rivals.front import Front, Hash, LeastLoaded, RoundRobin, Semaphore, Stock, Unlimited
 from bench.rivals.servers import Hinted, Program, Router, Weft
 from bench.rivals.texts import calibrate
+from bench.schedule import OPEN_RUNS, poisson, starts, traced
+from bench.simulation.profile import CPU, Profile
 from bench.workloads.runs import Run, Workload
 
 SYSTEMS: dict[str, Callable[[], Front]] = {
@@ -33,7 +35,6 @@ SYSTEMS: dict[str, Callable[[], Front]] = {
 }
 LATER = ("weft-no-gate", "weft-no-evict", "weft-no-release", "weft-no-tier", "weft-no-prefetch")
 CLOSED, TRACE = "closed", "trace"
-OPEN_RUNS = 60
 
 
 def make(system: str) -> Front:
@@ -52,19 +53,21 @@ def slots_for(load: float, engines: Engines, workload: Workload) -> int:
 
 async def measure(
     system: str, engines: Engines, workload: Workload, *, seed: int, load: float | None = None,
-    arrivals: str = CLOSED, supply: int = 4, open_runs: int = OPEN_RUNS, timeout: float = TIMEOUT,
+    arrivals: str = CLOSED, supply: int = 4, timeout: float = TIMEOUT, profile: Profile | None = None,
     say: Callable[[str], None] = print,
 ) -> Played:  # fmt: skip
     """Play a workload on a fresh front over emptied engines.
 
     In a closed loop `load` gives the slots, each of which has `supply` runs to play after its first. Else `arrivals` is
-    "poisson:R", with `open_runs` runs, R an hour, or "trace", each run at its own time. Of the figures in `extra`,
-    `load` is what the slots make of the load asked for, `load_played` the same with the contexts that the engines
-    counted, `starved` the slots whose first run outlasted the supply.
+    "poisson:R", with OPEN_RUNS runs for each of the supply, R an hour, or "trace", each run at its own time. `profile`
+    is what was measured of these engines: by it a run's unloaded time is known. Of the figures in `extra`, `load` is
+    what the slots make of the load asked for, `load_played` the same with the contexts that the engines counted,
+    `starved` the slots whose first run outlasted the supply.
     """
     front = make(system)
     slots = slots_for(load, engines, workload) if load is not None and arrivals == CLOSED else 0
-    runs, times = _runs(workload, arrivals, seed, slots * (1 + supply), open_runs)
+    runs, times = _runs(workload, arrivals, seed, slots, supply)
+    begins = starts(seed, slots, workload, profile or CPU)
     longest = max(call.prompt.end + call.output for run in runs for call in run.calls)
     if longest > engines.max_len:
         raise BenchError(f"{workload.name} has calls of {longest} tokens, the engines take {engines.max_len}")
@@ -73,9 +76,10 @@ async def measure(
     try:
         await front.start(engines, workload)
         texts = await calibrate(engines.http, engines.urls[0], engines.model, seed, runs)
+        player = Player(engines.http, front, texts, engines.model, engines.block, timeout, profile)
+        player.reckon(runs)
         before, began, ticks = await engines.counters(), time.perf_counter(), _ticks(front)
-        player = Player(engines.http, front, texts, engines.model, engines.block, timeout)
-        played = await (player.open(runs, times) if times else player.closed(runs, slots, seed))
+        played = await (player.open(runs, times) if times else player.closed(runs, begins))
         played.extra |= _extra(engines, workload, played, slots)
         played.extra |= _used(time.perf_counter() - began, ticks, _ticks(front))
         played.extra |= {name: value - before[name] for name, value in (await engines.counters()).items()}
@@ -86,17 +90,17 @@ async def measure(
     return played
 
 
-def _runs(workload: Workload, arrivals: str, seed: int, supply: int, count: int) -> tuple[list[Run], list[float]]:
+def _runs(workload: Workload, arrivals: str, seed: int, slots: int, supply: int) -> tuple[list[Run], list[float]]:
     """The runs to play, and when each arrives; no times in a closed loop."""
     if arrivals == CLOSED:
-        if not supply:
+        if not slots:
             raise BenchError("a closed loop needs a load above 0")
-        return list(itertools.islice(workload.draw(seed), supply)), []
+        return list(itertools.islice(workload.draw(seed), slots * (1 + supply))), []
     if arrivals == TRACE:
-        if any(run.arrival is None for run in workload.runs):
-            raise BenchError(f"{workload.name} does not say when its runs arrived")
-        runs = sorted(workload.runs, key=lambda run: run.arrival or 0.0)
-        return runs, [run.arrival or 0.0 for run in runs]
+        try:
+            return traced(workload)
+        except ValueError as error:
+            raise BenchError(str(error)) from error
     kind, _, rate = arrivals.partition(":")
     try:
         each = float(rate) if kind == "poisson" else 0.0
@@ -104,6 +108,7 @@ def _runs(workload: Workload, arrivals: str, seed: int, supply: int, count: int)
         each = 0.0
     if not 0 < each < math.inf:
         raise BenchError(f"arrivals {arrivals!r}: neither closed, trace nor poisson:RUNS_PER_HOUR")
+    count = OPEN_RUNS * supply
     return list(itertools.islice(workload.draw(seed), count)), poisson(each, count, seed)
 
 

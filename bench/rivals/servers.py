@@ -17,7 +17,7 @@ import aiohttp
 from bench.errors import BenchError
 from bench.rivals.costs import measured
 from bench.rivals.engines import HOST, Engines
-from bench.rivals.front import SESSION_HEADER, Front, Place, Turn, owner
+from bench.rivals.front import Front, Place, Turn, owner
 from bench.rivals.process import Process, environment
 from bench.workloads.runs import Workload
 from server.engine import free_port
@@ -26,9 +26,10 @@ READY_SECONDS = 60.0
 
 
 class Server(Front):
-    """One process on a port of its own. Everybody's calls carry the session header, and nothing else about them."""
+    """One process on a port of its own. Everybody's calls carry the session headers, and nothing else about them."""
 
     program = ""
+    holds_seen = False
 
     def __init__(self) -> None:
         self.process: Process | None = None
@@ -66,7 +67,7 @@ class Server(Front):
 
     async def place(self, turn: Turn) -> Place:
         """The server decides."""
-        return Place(self.url, "", {SESSION_HEADER: turn.owner})
+        return Place(self.url, "", turn.headers)
 
     async def _serves(self, http: aiohttp.ClientSession, engines: int) -> bool:
         try:

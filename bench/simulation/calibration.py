@@ -44,7 +44,9 @@ def document(profile: Profile) -> dict[str, Any]:
 
 
 def load(name: str) -> Profile:
-    """A profile by name, or from a JSON file with its fields (also under "profile", as run.json has it)."""
+    """A profile by name, or from a JSON file: its fields, the same under "profile", or a run.json of `weft bench`,
+    where the newest command that measured its engines counts. Raises BenchError for anything else.
+    """
     if name in PROFILES:
         return PROFILES[name]
     path = Path(name)
@@ -52,7 +54,11 @@ def load(name: str) -> Profile:
         raise BenchError(f"no profile {name!r}: one of {', '.join(PROFILES)}, or a JSON file")
     try:
         found = orjson.loads(path.read_bytes())
+        for command in found.get("commands", ()):
+            found = command.get("engines", {}) if "profile" in command.get("engines", {}) else found
         found = found.get("profile", found)
+        if wrong := [f.name for f in fields(Profile)[1:] if not isinstance(found.get(f.name, 0), int | float)]:
+            raise ValueError(f"{', '.join(wrong)}: not a number")
         return Profile(**{"link": float("inf")} | {f.name: found[f.name] for f in fields(Profile) if f.name in found})
     except (ValueError, TypeError, AttributeError) as error:
         raise BenchError(f"{name} is no profile: {error}") from error

@@ -57,28 +57,33 @@ class Profile:
         decoding = self.decode * (call.output - 1) + self.context * attended
         return self.overhead + self.step * steps + self.recompute(cached, call.prompt.end) + decoding
 
-    def timeline(self, run: Run) -> list[Span]:
-        """When each call of a run begins and ends where the run has an engine and its cache for itself."""
+    def timeline(self, run: Run, *, answers: bool = True) -> list[Span]:
+        """When each call of a run begins and ends where the run has an engine and its cache for itself.
+
+        Without `answers` what was generated is computed again where a later prompt has it: the text that a real engine
+        is given there is not what it generated.
+        """
         spans: dict[Call, Span] = {}
         latest: dict[str, Call] = {}
         for call in run.calls:
             waits = sorted(spans[one].end for one in call.after)
             begin = (waits[(call.need or len(waits)) - 1] if waits else 0.0) + call.gap
             before = latest.get(call.session)
-            had = min(ideal(before, call), call.prompt.end - 1) // self.block * self.block if before else 0
+            had = min(ideal(before, call, answers), call.prompt.end - 1) // self.block * self.block if before else 0
             alone = self.alone(call, had)
             spans[call] = Span(begin, begin + alone, alone)
             latest[call.session] = call
         return list(spans.values())
 
-    def unloaded(self, run: Run) -> float:
-        """Seconds that a run takes alone, gaps included."""
-        return max(span.end for span in self.timeline(run))
+    def unloaded(self, run: Run, *, answers: bool = True) -> float:
+        """Seconds that a run takes alone, gaps included; `answers` as of `timeline`."""
+        return max(span.end for span in self.timeline(run, answers=answers))
 
 
-def ideal(before: Call, call: Call) -> int:
-    """The tokens of a call's prompt that the session's call before left in a cache without limit."""
-    return common(before.answer or before.prompt, call.prompt)
+def ideal(before: Call, call: Call, answers: bool = True) -> int:
+    """The tokens of a call's prompt that the session's call before, with its answer or not, left in a cache without
+    limit."""
+    return common((before.answer if answers else None) or before.prompt, call.prompt)
 
 
 # Roofline arithmetic, not measured: Llama-3-70B FP16 on four A100-80, Qwen3-Coder-30B-A3B FP8 on two H100.

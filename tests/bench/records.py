@@ -32,7 +32,9 @@ def cell(system: str = "stock", load: float | None = 1.0, rep: int = 0, **more: 
     return Cell("w1", system, load, more.pop("workers", 2), more.pop("tier", 0.0), rep, 7 + rep, **more)
 
 
-def done(at: Cell, revision: str = "abc", **figures: float | None) -> Done:
-    """A finished cell in which all figures are 1 but those given."""
+def done(at: Cell, revision: str = "abc", **figures: Any) -> Done:
+    """A finished cell in which all figures are 1 but those given; `cpu`, `extra`, `problems` are no figures."""
     metrics: dict[str, float | None] = dict.fromkeys(NAMES, 1.0)
-    return Done(at, metrics | figures, 2.0, revision, {"cpu": "a processor", "cores": 2, "memory_gib": 4.0})
+    machine = {"cpu": figures.pop("cpu", "a processor"), "cores": 2, "memory_gib": 4.0}
+    extra, problems = figures.pop("extra", {}), figures.pop("problems", [])
+    return Done(at, metrics | figures, 2.0, revision, machine, extra, problems)

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from PIL import Image
 
 from bench import cli
 from bench.metrics import NAMES
+from bench.simulation.profile import CPU
 from tests.bench.rivals.fake_engine import FakeEngine
+from tests.bench.rivals.runs import quick
 
 SMALL = (
     "--workload", "cascade", "--policies", "stock,weft", "--load", "0.2,0.5", "--workers", "1", "--profile", "cpu",
@@ -65,6 +69,10 @@ def recorded(path: Path, runs: int = 6, calls: int = 4) -> Path:
         (["--workload", "w1", "--policies", ","], "the list of systems is empty"),
         (["--workload", "w1", "--profile", "h100"], "unknown profile 'h100'"),
         (["--workload", "w1", "--profile", "l70:many"], "--profile: 'many' is not a number"),
+        (["--workload", "w1", "--profile", "nowhere.json:400"], "unknown profile 'nowhere.json'"),
+        (["--workload", "w1", "--options", "stage=3"], "w1 has no option 'stage'; it has runs, stages, "),
+        (["--workload", "w1", "--options", "scale=3"], "scale: no workload has an option of that name"),
+        (["--workload", "w1", "--options", 'runs="x"'], "w1: runs=x is no int"),
         (["--workload", "w1", "--load", "1,x"], "--load: 'x' is not a number"),
         (["--workload", "w1", "--load", "0"], "--load: 0 must be above 0"),
         (["--workload", "w1", "--load", "nan"], "--load: nan must be above 0"),
@@ -154,7 +162,8 @@ def test_a_simulation_writes_everything_and_a_rerun_only_reports(
         ("stock", 0.2, 3), ("stock", 0.2, 4), ("stock", 0.5, 3),
     ]  # fmt: skip
     assert all(tuple(cell["metrics"]) == NAMES and cell["metrics"]["turns_per_second"] > 0 for cell in cells)
-    run = json.loads((tmp_path / "run.json").read_text())
+    told = (tmp_path / "run.json").read_text()
+    (run,) = json.loads(told)["commands"]
     assert run["command"].startswith("weft simulate --workload cascade")
     assert str(tmp_path.parent) not in run["command"]  # a report may be shown to others
     assert {"revision", "machine", "versions", "seconds", "left_out"} <= run.keys()
@@ -166,13 +175,63 @@ def test_a_simulation_writes_everything_and_a_rerun_only_reports(
     assert weft(monkeypatch, "simulate", *SMALL, "--reps", 2, "--seed", 3, "--out", tmp_path) == 0
     assert "cells to play: 0, there already: 8" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_bytes() == before
+    assert (tmp_path / "run.json").read_text() == told  # it played nothing
+    more = ("--reps", 2, "--seed", 3, "--policies", "unlimited", "--out", tmp_path)
+    assert weft(monkeypatch, "simulate", *SMALL, *more) == 0
+    first, second = json.loads((tmp_path / "run.json").read_text())["commands"]
+    assert (first, second["cells"]) == (run, 4)
+    assert "--policies unlimited" in second["command"]
     assert weft(monkeypatch, "report", tmp_path) == 0
+    assert (tmp_path / "report.md").read_text().count("- Command: ") == 2
+
+
+def test_a_profile_may_be_one_that_was_measured_and_never_says_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = asdict(CPU) | {"name": "measured", "step": 2 * CPU.step}
+    del costs["link"]
+    plain, measured = tmp_path / "costs.json", tmp_path / "run.json"
+    plain.write_text(json.dumps(costs))
+    measured.write_text(json.dumps({"commands": [{"engines": {"profile": costs}}]}))
+    small = ("--workload", "cascade", "--load", "0.5", "--workers", "1", "--supply", "1", "--policies", "stock")
+    found = []
+    for number, profile in enumerate(("cpu:9000", f"{plain}:9000", f"{measured}:9000")):
+        assert weft(monkeypatch, "simulate", *small, "--profile", profile, "--out", tmp_path / f"{number}") == 0
+        text = (tmp_path / f"{number}" / "cells.jsonl").read_text()
+        assert str(tmp_path) not in text
+        found.append(json.loads(text))
+    assert re.fullmatch("file:[0-9a-f]{12}:9000", found[1]["profile"])
+    assert found[0]["metrics"] != found[1]["metrics"] == found[2]["metrics"]
+    capsys.readouterr()
+    plain.write_text(json.dumps(costs | {"step": "slow"}))
+    assert weft(monkeypatch, "simulate", *small, "--profile", plain) == 2
+    assert "is no profile: step: not a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("supply", "arrivals", "said"), [(3, "closed", 1), (4, "closed", 0), (3, "poisson:600", 0)])
+def test_a_supply_too_short_for_a_claim_is_said(
+    supply: int, arrivals: str, said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--workload", "cascade", "--load", "0.1", "--workers", "1", "--profile", "cpu", "--policies", "stock")
+    assert weft(monkeypatch, "simulate", *small, "--supply", supply, "--arrivals", arrivals) == 0
+    assert capsys.readouterr().err.count("weft: --supply 3: figures are claimed of at least 4 runs") == said
 
 
 def test_the_same_seed_gives_the_same_results_bit_for_bit(tmp_path: Path) -> None:
-    places = ("--load", "0.2", "--tier", "0,1")
-    for hashes, jobs in (("1", "1"), ("2", "2")):
-        command = [sys.executable, "-m", "bench.cli", "simulate", *SMALL, *places, "--jobs", jobs, "--out", hashes]
+    for hashes in ("1", "2"):
+        command = [
+            sys.executable,
+            "-m",
+            "bench.cli",
+            "simulate",
+            *SMALL,
+            "--load",
+            "0.2",
+            "--tier",
+            "1",
+            "--out",
+            hashes,
+        ]
         env = os.environ | {"PYTHONHASHSEED": hashes}
         subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=200)
     assert (tmp_path / "1" / "results.json").read_bytes() == (tmp_path / "2" / "results.json").read_bytes()
@@ -191,16 +250,20 @@ def test_without_a_directory_only_the_table_is_left(
 
 def test_an_interrupt_keeps_what_had_ended_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.cli", "simulate", *SMALL, "--reps", "50", "--out", str(tmp_path)]
-    for number, jobs in ((signal.SIGINT, "1"), (signal.SIGTERM, "2")):
-        with subprocess.Popen([*command, "--jobs", jobs], stderr=subprocess.PIPE, text=True) as process:
-            had, deadline = lines(tmp_path), time.monotonic() + 60
-            while lines(tmp_path) <= had and time.monotonic() < deadline:
-                time.sleep(0.02)
-            process.send_signal(number)
-            _, said = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "interrupted" in said.splitlines()[-1]
-        assert had < lines(tmp_path) < 200
+
+    def ignoring() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what runs in the background
+
+    jobs = [*command, "--jobs", "2"]
+    with subprocess.Popen(jobs, stderr=subprocess.PIPE, text=True, preexec_fn=ignoring) as process:
+        deadline = time.monotonic() + 60
+        while not lines(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in said.splitlines()[-1]
+    assert 0 < lines(tmp_path) < 200
     done = subprocess.run([*command[:-3], "1", "--out", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "there already: 0" not in done.stderr
@@ -269,16 +332,19 @@ def test_a_running_server_is_measured_as_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     engine, url = running
+    monkeypatch.setattr("bench.rivals.measure.starts", lambda seed, slots, workload, profile: quick(slots))
     arguments = ("--workload", "cascade", "--scale", 100, "--url", url, "--load", 0.5, "--supply", 2, "--out", tmp_path)
     assert weft(monkeypatch, "bench", *arguments, "--systems", "mine", "--reps", 2) == 0
-    assert "cascade, real, http" in capsys.readouterr().out
+    assert "cascade, real, attached, 400 KV tokens" in capsys.readouterr().out
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert [(cell["system"], cell["load"], cell["rep"]) for cell in cells] == [("mine", 0.5, 0), ("mine", 0.5, 1)]
     for cell in cells:
         assert cell["metrics"]["errors"] == 0
         assert cell["metrics"]["turns_per_second"] > 0
-    told = json.loads((tmp_path / "run.json").read_text())["engines"]
+    told = json.loads((tmp_path / "run.json").read_text())["commands"][-1]["engines"]
     assert (told["model"], told["kv_tokens"], engine.resets) == ("fake", 400, 0)
+    kept = [(tmp_path / name).read_text() for name in ("results.json", "cells.jsonl")]
+    assert not [text for text in (*kept, json.dumps(told)) if url.removeprefix("http://") in text]
     assert weft(monkeypatch, "bench", *arguments, "--systems", "after", "--reps", 2) == 0
     later = json.loads((tmp_path / "results.json").read_text())["cells"]
     gained = later[0]["metrics"]["hit_ratio"] - cells[0]["metrics"]["hit_ratio"]

@@ -78,6 +78,31 @@ def test_hits_are_cached_and_hosted_tokens_over_prompts_each_call_once() -> None
     assert figures["recomputed_tokens"] == 20  # what a call had beyond the ideal makes up for no other
 
 
+def test_recomputed_tokens_are_of_all_counted_runs_and_not_of_the_window() -> None:
+    calls = [
+        call("warm", 20, 21, 25, ideal=70),
+        call("a", 20, 21, 25, ideal=50, cached=20),
+        call("a", 30, 31, 90, ideal=50),
+    ]
+    what = played(calls, [run("warm", 0, 25, warm=True), run("a", 20, 90)], (10.0, 60.0))
+    assert measure(what)["recomputed_tokens"] == 30 + 50
+
+
+def test_where_nobody_knows_how_long_a_run_takes_alone_the_objective_is_unknown() -> None:
+    calls = [call("a", 0, None, None, error="gone")]
+    figures = measure(played(calls, [run("a", 0, 4, unloaded=None), run("b", 0, 10, unloaded=None)]))
+    assert figures["slo_attainment"] is None
+    assert figures["session_seconds_mean"] == (4 + TIMEOUT + 10) / 2
+    some = measure(played(calls, [run("a", 0, 4, unloaded=None), run("b", 0, 10)]))
+    assert some["slo_attainment"] == 1
+
+
+def test_the_longest_hold_is_of_the_calls_whose_hold_is_known() -> None:
+    seen, hidden = call("a", 0, 1, 2, held=3.0), call("a", 2, 9, 10, held=None)
+    assert measure(played([seen, hidden], [run("a", 0, 10)]))["longest_hold_seconds"] == 3
+    assert measure(played([hidden], [run("a", 0, 10)]))["longest_hold_seconds"] is None
+
+
 def test_the_objective_is_one_and_a_half_times_the_unloaded_time() -> None:
     runs = [run("a", 0, 15), run("b", 0, 15.1), run("c", 0, 8)]
     assert measure(played([], runs))["slo_attainment"] == pytest.approx(0.666667)

@@ -92,8 +92,8 @@ def test_systems_are_paired_by_seed_and_only_with_the_baseline_at_the_same_load(
 
 
 def test_losses_are_said_plainly_with_their_interval() -> None:
-    text = report.markdown(a_matrix(), {})
-    losses = text[text.index("## Losses") : text.index("## w1")]
+    text = report.markdown(a_matrix(), [])
+    losses = text[text.index("## Losses") : text.index("## Where weft loses")]
     assert "slow, w1" in losses
     assert "weft" not in losses
     assert "same" not in losses
@@ -102,8 +102,57 @@ def test_losses_are_said_plainly_with_their_interval() -> None:
     assert row.count("**worse**") == 2
 
 
+def lost(text: str) -> str:
+    return text[text.index("## Where weft loses") : text.index("## w1")]
+
+
+def test_weft_is_held_against_every_rival_and_not_against_what_nobody_could_run() -> None:
+    others = ("unlimited", "belady", "oracle-gate", "weft-no-evict", "saga")
+    cells = [*a_matrix(), *(done(cell(s, 2.0, rep), turns_per_second=30.0 + rep) for s in others for rep in range(3))]
+    said = lost(report.markdown(cells, [])).split("\n- ")
+    assert [" ".join(line.split()[:3]) for line in said[1:]] == ["weft against saga,"] * 2
+    assert "load 2: turns_per_second 0." in said[1]
+    assert "load 2: worst_turn_seconds_p90 6." in said[2]
+    assert all("**worse**" in line for line in said[1:])
+
+
+def test_what_weft_loses_of_too_few_pairs_is_said_to_be_behind() -> None:
+    cells = [done(cell("saga"), turns_per_second=2.0), done(cell("weft")), done(cell("weft-no-evict"))]
+    said = lost(report.markdown(cells, []))
+    assert "None that the interval bears out." in said
+    behind = said[said.index("Behind in the mean") :]
+    assert "- weft against saga" in behind
+    assert "- weft-no-evict against saga" in behind
+
+
+def test_the_head_says_how_many_comparisons_there_were_and_how_many_mislead_by_chance() -> None:
+    text = report.markdown(a_matrix(), [])
+    shown = sum(name in report.DIRECTION for name in report.TITLES)
+    made = (3 + 2) * 2 * shown  # three systems against stock, weft against the two others also, at two loads
+    assert f"Comparisons: {made}, of them {made} of at least 3 pairs." in text
+    assert f"5 % of those (about {0.05 * made:.0f})" in text
+
+
+def test_cells_of_other_code_or_another_machine_are_no_pair() -> None:
+    mine, other = done(cell("weft"), "abc"), done(cell("weft", rep=1), "abc", turns_per_second=9.0)
+    theirs = [done(cell("stock"), "abc"), done(cell("stock", rep=1), "def"), done(cell("saga"), cpu="another")]
+    (group,) = grouped([mine, other, *theirs])
+    found = group.versus("weft", 1.0, "turns_per_second")
+    assert found is not None
+    assert (found.mean, found.n) == (1, 1)
+    assert group.versus("weft", 1.0, "turns_per_second", "saga") is None
+
+
+def test_what_was_seen_of_real_cells_is_a_table_of_its_own() -> None:
+    seen = {"load_played": 1.25, "starved": 2.0, "front_cpus": 0.5}
+    real = [done(cell(s, rep=rep, engine="real"), extra=seen) for s in ("stock", "weft") for rep in (0, 1)]
+    text = report.markdown(real, [])
+    assert "| weft | load 1 | 1.25 | 2 | 0.5 | - |" in text[text.index("### As played") :]
+    assert "### As played" not in report.markdown(a_matrix(), [])
+
+
 def test_all_systems_stand_in_one_table_with_spread_and_ratio() -> None:
-    text = report.markdown(a_matrix(), {})
+    text = report.markdown(a_matrix(), [])
     table = text[text.index("### Turns a second") :].split("\n\n")[1].splitlines()
     assert table[0] == "| system | load 0.5 | load 2 |"
     assert [line.split(" | ")[0] for line in table[2:]] == ["| stock", "| same", "| slow", "| weft"]
@@ -114,10 +163,17 @@ def test_all_systems_stand_in_one_table_with_spread_and_ratio() -> None:
 
 def test_every_figure_can_be_traced_to_seed_code_and_machine() -> None:
     run = {"command": "weft simulate", "versions": {"vllm": "0.32.0"}, "left_out": {"duplicate": 5}}
-    text = report.markdown([*a_matrix(), done(cell("weft", 4.0), revision="def-dirty")], run)
+    later = {"command": "weft bench", "versions": {"vllm": "0.33.0"}}
+    cells = [*a_matrix(), done(cell("weft", 4.0), revision="def-dirty")]
+    text = report.markdown(cells, [run, later], 2)
     for fact in (
         "weft simulate",
+        "weft bench",
         "vllm 0.32.0",
+        "vllm 0.33.0",
+        "The code was dirty",
+        "more than one code or machine",
+        "2 lines of cells.jsonl were not understood",
         "abc, def-dirty",
         "a processor, 2 cores",
         "seeds: 7, 8, 9",
@@ -127,14 +183,14 @@ def test_every_figure_can_be_traced_to_seed_code_and_machine() -> None:
 
 
 def test_one_repetition_says_that_it_has_no_interval() -> None:
-    text = report.markdown([one for one in a_matrix() if one.cell.rep == 0], {})
+    text = report.markdown([one for one in a_matrix() if one.cell.rep == 0], [])
     assert "Fewer than 3 repetitions" in text
     assert "None that the interval bears out." in text
     assert "Behind in the mean, of fewer than 3 repetitions" in text
 
 
 def test_without_the_baseline_nothing_is_compared() -> None:
-    text = report.markdown([one for one in a_matrix() if one.cell.system != "stock"], {})
+    text = report.markdown([one for one in a_matrix() if one.cell.system != "stock"], [])
     assert "`stock` was not played" in text
     assert "worse**" not in text.split("## w1")[1]
 
@@ -154,6 +210,14 @@ def test_the_json_has_what_the_markdown_shows(tmp_path: Path) -> None:
     figure = row["metrics"]["turns_per_second"]
     assert (figure["min"], figure["max"], figure["n"], figure["verdict"]) == (8.0, 9.7, 3, "worse")
     assert figure["ratio"][1] < figure["ratio"][0] < figure["ratio"][2] < 1
+    faster = next(one for one in group["rivals"] if one["metric"] == "turns_per_second")
+    assert [faster[name] for name in ("system", "against", "load", "n", "verdict")] == [
+        "weft",
+        "same",
+        0.5,
+        3,
+        "better",
+    ]
 
 
 def test_plots_are_pictures_with_an_axis_a_figure_and_a_line_a_system(tmp_path: Path) -> None:

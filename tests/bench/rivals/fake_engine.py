@@ -9,12 +9,14 @@ from typing import Any
 
 from aiohttp import web
 
+from bench.rivals.costs import Costs
 from server.engine import free_port
 
 MODEL = "fake"
 BLOCK = 4
 KV_TOKENS = 400
 ANSWER = "assistant"
+COSTS = Costs(0.01, 0.1, 0.01, 0.2, 0.01, 0.001, 1e-6)
 
 
 @dataclass
@@ -135,7 +137,8 @@ class FakeEngines:
     max_len: int = 100_000
     kv_tokens: int = KV_TOKENS
     asked: int = KV_TOKENS
-    costs: Any = None
+    costs: Costs | None = None
+    limits: tuple[int, int] = (1024, 16)
 
     @property
     def urls(self) -> list[str]:
@@ -152,6 +155,9 @@ class FakeEngines:
         for engine in self.engines:
             async with self.http.post(engine.url + "/reset_prefix_cache") as answer:
                 assert answer.status == 200
+
+    def about(self) -> dict[str, Any]:
+        return {"model": self.model}
 
     async def counters(self) -> dict[str, float]:
         return {"prompt_tokens": float(sum(len(engine.received) for engine in self.engines))}

@@ -24,6 +24,11 @@ def call(session: str, text: str, after: tuple[Call, ...] = (), need: int | None
     return Call(session, session, piece, 1, after, need, gap)
 
 
+def quick(slots: int) -> list[tuple[float, float]]:
+    """Starts of slots that come at once, each deeper than the one before."""
+    return [(0.001 * slot, 0.75 * slot / slots) for slot in range(slots)]
+
+
 def workload(runs: int = 4, calls: int = 3, gap: float = 0.0, root: Piece | None = None) -> Workload:
     """Chains."""
     return Workload("chains", [chain(f"run{number}", calls, gap, root) for number in range(runs)])

@@ -27,5 +27,6 @@ async def test_stock_and_weft_play_on_one_engine_that_is_emptied_between_them(tm
             assert all(call.ideal <= call.cached <= call.ideal + BLOCK for call in played.calls if call.finished)
             assert sum(call.cached for call in played.calls) > 0
             assert all(call.sent < call.first_token <= call.finished for call in played.calls if call.finished)
+        assert (tmp_path / ".gitignore").read_text() == "*\n"
         pids = [process.pid for process in engines._processes]
     wait_for_end(pids)

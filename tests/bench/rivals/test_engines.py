@@ -17,12 +17,13 @@ from bench.rivals.engines import BLOCK, Engines, length_for
 from bench.rivals.isolation import Isolation
 from bench.rivals.process import Process, descendants, environment
 from bench.workloads.runs import Call, Piece, Run, Workload
+from server.engine import installed
 from tests.bench.rivals.runs import workload
 
 
 async def started(tmp_path: Path, script: str) -> Process:
-    """A shell script that has said so."""
-    process = Process(["sh", "-c", f"echo said; {script}"], tmp_path / "log", environment())
+    """A shell script that has said that it is ready."""
+    process = Process(["sh", "-c", script], tmp_path / "log", environment())
     while "said" not in process.tail():
         await asyncio.sleep(0.02)
     return process
@@ -44,7 +45,7 @@ def wait_for_end(pids: list[int]) -> None:
 
 
 async def test_a_process_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    process = await started(tmp_path, "sleep 100 & sleep 100; true")
+    process = await started(tmp_path, "sleep 100 & sleep 100 & echo said; wait")
     pids = [process.pid, *descendants(process.pid)]
     assert process.alive
     assert len(pids) == 3
@@ -74,7 +75,7 @@ def test_what_would_set_up_another_weft_is_kept_from_processes(monkeypatch: pyte
 
 
 async def test_an_engine_computes_on_a_core_of_its_own(tmp_path: Path) -> None:
-    process = await started(tmp_path, "sleep 100 & wait")
+    process = await started(tmp_path, "sleep 100 & echo said; wait")
     isolation = Isolation(1)
     try:
         isolation.isolate(process.pid, 0)
@@ -87,9 +88,56 @@ async def test_an_engine_computes_on_a_core_of_its_own(tmp_path: Path) -> None:
         await process.stop()
 
 
+async def test_an_engine_that_is_not_there_is_not_taken_as_pinned(tmp_path: Path) -> None:
+    process = await started(tmp_path, "echo said; exec sleep 100")
+    try:
+        with pytest.raises(RuntimeError, match="engine 0 has no process"):
+            Isolation(1).isolate(process.pid, 0)
+    finally:
+        await process.stop()
+
+
+async def test_the_harness_and_what_it_starts_keep_off_the_engines_cores_and_get_them_back(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    isolation = Isolation(1)
+    try:
+        isolation.confine()
+        left = set(cores[:-1] or cores)
+        assert os.sched_getaffinity(0) == left
+        front = await started(tmp_path, "echo said; exec sleep 100")
+        assert os.sched_getaffinity(front.pid) == left
+        await front.stop()
+    finally:
+        isolation.release()
+    assert os.sched_getaffinity(0) == set(cores)
+
+
+def test_where_engines_have_every_core_the_harness_shares_them() -> None:
+    cores = os.sched_getaffinity(0)
+    isolation = Isolation(len(cores))
+    isolation.confine()
+    assert os.sched_getaffinity(0) == cores
+    assert isolation.said == []
+
+
 def test_an_engine_must_hold_one_call(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="64 KV tokens"):
         Engines(1, 64, tmp_path, max_len=96)
+
+
+class Unstarted(Engines):
+    """Starts no engine."""
+
+    async def _start(self, kv_tokens: int) -> None:
+        pass
+
+
+@pytest.mark.skipif(installed() != "cpu", reason="needs vLLM's CPU build")
+async def test_engines_know_their_limits_and_keep_their_logs_out_of_git(tmp_path: Path) -> None:
+    assert Engines(1, 4096, tmp_path).limits == (1024, 16)
+    assert Engines(1, 4096, tmp_path, args=["--max-num-seqs", "4"]).limits == (1024, 4)
+    async with Unstarted(1, 4096, tmp_path / "engines"):
+        assert (tmp_path / "engines" / ".gitignore").read_text() == "*\n"
 
 
 def test_the_length_of_calls_has_room_for_texts_that_are_longer_than_said() -> None:

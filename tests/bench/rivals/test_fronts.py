@@ -7,23 +7,29 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.errors import BenchError
 from bench.play import Player
 from bench.records import Played
-from bench.rivals.costs import Costs, fit
+from bench.rivals.costs import fit
 from bench.rivals.front import Front, Turn, distinct_tokens
 from bench.rivals.measure import LATER, SYSTEMS, make, measure, slots_for
 from bench.rivals.texts import calibrate
+from bench.schedule import OPEN_RUNS
 from bench.workloads.runs import Workload
 from server.engine import installed
-from tests.bench.rivals.fake_engine import FakeEngines
-from tests.bench.rivals.runs import TOOLS, chain, workload
+from tests.bench.rivals.fake_engine import COSTS, FakeEngines
+from tests.bench.rivals.runs import TOOLS, chain, quick, workload
 
 ROUTERS = [name for name in SYSTEMS if name.startswith("vllm-router")]
-COSTS = Costs(0.01, 0.1, 0.01, 0.2, 0.01, 0.001, 1e-6)
+
+
+@pytest.fixture(autouse=True)
+def starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.rivals.measure.starts", lambda seed, slots, workload, profile: quick(slots))
 
 
 async def play(engines: FakeEngines, system: str, played: Workload) -> Played:
@@ -52,13 +58,13 @@ async def test_stock_keeps_a_session_where_fewest_lived(engines: FakeEngines) ->
     assert Counter(where for found in homes(played).values() for where in found) == {"w0": 3, "w1": 3}
 
 
-async def test_a_session_that_has_ended_leaves_its_seat(engines: FakeEngines) -> None:
+async def test_a_run_that_is_over_leaves_its_seat(engines: FakeEngines) -> None:
     front = make("stock")
     await front.start(engines, workload())
     runs = [chain(name, calls=1) for name in "abc"]
     assert [(await front.place(Turn(run, 0))).worker for run in runs] == ["w0", "w1", "w0"]
-    front.ended(Turn(runs[0], 0))
-    front.ended(Turn(runs[2], 0))
+    front.over(runs[0])
+    front.over(runs[2])
     assert (await front.place(Turn(chain("d"), 0))).worker == "w0"
 
 
@@ -134,6 +140,36 @@ async def test_a_run_that_is_cut_off_while_it_waits_takes_no_place(engines: Fake
     assert (await asyncio.wait_for(waits[1], 1)).url in engines.urls
 
 
+async def test_a_call_that_waits_in_vain_or_is_cut_off_meanwhile_was_held_all_the_time(engines: FakeEngines) -> None:
+    engines.kv_tokens = 1  # room for one run
+    runs = [chain("first", gap=5.0), chain("second"), chain("third")]
+    runs[2].calls[0].gap = 0.2
+    front = make("semaphore")
+    await front.start(engines, Workload("chains", runs))
+    texts = await calibrate(engines.http, engines.urls[0], engines.model, 1)
+    player = Player(engines.http, front, texts, engines.model, engines.block, timeout=0.4)
+    done = await player.open(runs, [0.0, 0.0, 0.2])  # all is cut off at 0.6
+    waited = {call.run: call for call in reversed(done.calls) if call.index == 0}
+    assert waited["second"].error == "no answer within 0.4 s"
+    assert waited["second"].held == pytest.approx(0.4, abs=0.1)
+    assert waited["third"].error is None
+    assert waited["third"].held == pytest.approx(0.2, abs=0.1)
+    assert (waited["second"].worker, waited["third"].worker) == ("", "")
+
+
+@pytest.mark.parametrize("system", ["stock", "weft"])
+async def test_a_call_says_its_session_and_the_one_that_made_that(engines: FakeEngines, system: str) -> None:
+    front = make(system)
+    front.urls, front.url = engines.urls, engines.urls[0]
+    if system == "stock":
+        await front.start(engines, workload())
+    run = chain("r", calls=2)
+    run.calls[1].session, run.calls[1].parent = "helper", "main"
+    first, second = [(await front.place(Turn(run, index))).headers for index in (0, 1)]
+    assert first == {"x-session-id": "r.main"}
+    assert second == {"x-session-id": "r.helper", "x-parent-session-id": "r.main"}
+
+
 async def test_unlimited_has_room_for_everything_that_is_played(engines: FakeEngines) -> None:
     runs = workload(runs=30).runs
     assert make("unlimited").kv_tokens(runs, 64) >= sum(map(distinct_tokens, runs))
@@ -145,6 +181,7 @@ async def test_weft_serves_every_session_on_one_engine(engines: FakeEngines) -> 
     assert {call.error for call in played.calls} == {None}
     assert all(len(where) == 1 for where in homes(played).values())
     assert {call.worker for call in played.calls} == {"w0", "w1"}
+    assert {call.held for call in played.calls} == {None}  # what it holds is not seen from outside
     assert sorted(set(engines.engines[0].sessions) & set(engines.engines[1].sessions)) == []
 
 
@@ -167,8 +204,17 @@ async def test_vllm_router_serves_every_call(engines: FakeEngines, system: str) 
     else:
         assert contexts == [None] * 18
     if system != "vllm-router-cache-aware":
-        both = set(engines.engines[0].sessions) & set(engines.engines[1].sessions)
-        assert not both - {""}
+        seen = [Counter(map(session, engine.received)) for engine in engines.engines]
+        assert seen[0] + seen[1] == Counter({f"run{number}.main": 3 for number in range(6)})
+        assert not seen[0].keys() & seen[1].keys()
+
+
+def session(received: tuple[dict[str, str], dict[str, Any]]) -> str:
+    """What a call that came says of its session, in its header or in the hints."""
+    headers, fields = received
+    if "vllm_xargs" in fields:
+        return str(json.loads(fields["vllm_xargs"]["agentic_context"])["session_id"])
+    return headers["x-session-id"]
 
 
 def router_installed() -> bool:
@@ -187,9 +233,8 @@ def test_an_unknown_system_is_told_the_known_ones() -> None:
 
 
 async def test_a_measured_cell_is_a_fresh_front_on_emptied_engines_at_the_load_asked_for(
-    engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
+    engines: FakeEngines,
 ) -> None:
-    monkeypatch.setattr("bench.play.STAGGER_SECONDS", 0.001)
     for engine in engines.engines:
         engine.seconds = 0.02
     said: list[str] = []
@@ -216,15 +261,15 @@ async def test_unlimited_changes_the_engines_but_not_the_load(engines: FakeEngin
 
 async def test_poisson_and_recorded_arrivals(engines: FakeEngines) -> None:
     asked = workload(runs=5)
-    poisson = await measure(
-        "stock", engines, asked, seed=2, arrivals="poisson:36000", open_runs=10, say=lambda line: None
-    )
-    assert len(poisson.runs) == 10
+    poisson = await measure("stock", engines, asked, seed=2, arrivals="poisson:144000", supply=1, say=lambda line: None)
+    assert len(poisson.runs) == OPEN_RUNS
+    assert [run.warm for run in poisson.runs] == [True] * 8 + [False] * 32
     assert poisson.extra["slots"] == 0
     for number, run in enumerate(asked.runs):
         run.arrival = 0.02 * number
     recorded = await measure("stock", engines, asked, seed=2, arrivals="trace", say=lambda line: None)
     assert [run.run for run in recorded.runs] == [run.id for run in asked.runs]
+    assert [run.warm for run in recorded.runs] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(

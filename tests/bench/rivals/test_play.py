@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from bench.play import Player, poisson
+from bench.play import Player
 from bench.records import Played
 from bench.rivals.front import Stock
-from bench.rivals.texts import calibrate
-from bench.workloads.runs import Run, Workload
+from bench.rivals.texts import Texts, calibrate
+from bench.schedule import poisson, starts
+from bench.simulation.profile import CPU
+from bench.workloads.runs import Call, Run, Workload
 from tests.bench.rivals.fake_engine import FakeEngines
-from tests.bench.rivals.runs import TOOLS, call, chain, workload
+from tests.bench.rivals.runs import TOOLS, call, chain, quick, workload
 
 ROUND = 0.08  # seconds that a fake engine takes where a test looks at what came before what
 
@@ -125,9 +128,6 @@ async def test_a_call_that_takes_too_long_fails_and_the_server_is_left(engines: 
 
 
 async def test_a_server_that_is_not_there_is_an_error(engines: FakeEngines) -> None:
-    for engine in engines.engines:
-        engine_url = engine.url
-        assert engine_url
     ready = await player(engines)
     for engine in engines.engines:
         await engine.stop()
@@ -139,9 +139,10 @@ async def test_a_closed_loop_keeps_its_slots_full_until_the_supply_ends_and_coun
     engines: FakeEngines,
 ) -> None:
     slow(engines)
+    del engines.engines[1:]  # one that sees all calls
     runs = [*workload(runs=11, calls=4).runs, chain("long", calls=20)]
-    played = await (await player(engines)).closed(runs, slots=3, seed=1)
-    assert max(engine.most for engine in engines.engines) <= 3
+    played = await (await player(engines)).closed(runs, quick(3))
+    assert engines.engines[0].most == 3
     begin, end = played.window
     assert 0 < begin < end
     assert [run.run for run in played.runs if run.warm] == [run.id for run in runs[:3]]
@@ -155,7 +156,7 @@ async def test_what_does_not_end_after_the_supply_is_cut_off(engines: FakeEngine
     silent = [Run(f"silent{i}", "hangs", [call("a", "x"), call("b", "silent")]) for i in range(2)]
     runs = [*workload(runs=3).runs, *silent]
     ready = await player(engines, timeout=0.5)
-    played = await ready.closed([*runs, chain("hours", gap=100.0)], slots=3, seed=1)
+    played = await ready.closed([*runs, chain("hours", gap=100.0)], quick(3))
     by_id = {run.run: run for run in played.runs}
     hours = by_id["hours"]
     assert (hours.finished, hours.warm) == (None, False)
@@ -164,29 +165,58 @@ async def test_what_does_not_end_after_the_supply_is_cut_off(engines: FakeEngine
     assert [call.error for call in played.calls if call.run == "hours"] == [None]
 
 
-async def test_the_first_run_of_a_slot_starts_part_way_the_same_for_the_same_seed(
-    engines: FakeEngines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.play.STAGGER_SECONDS", 0.001)
-    for engine in engines.engines:
-        engine.seconds = 0.02
+async def test_the_first_run_of_a_slot_starts_when_and_as_deep_as_it_is_said(engines: FakeEngines) -> None:
+    begins = [(0.0, 0.0), (0.1, 0.3), (0.2, 0.74)]
+    played = await (await player(engines)).closed(workload(runs=6, calls=8).runs, begins)
+    first = {run.run: run.started for run in played.runs if run.run in ("run0", "run1", "run2")}
+    assert {name: min(c.index for c in played.calls if c.run == name) for name in first} == {
+        "run0": 0, "run1": 2, "run2": 5,
+    }  # fmt: skip
+    assert first["run1"] >= 0.1
+    assert first["run2"] >= 0.2
 
-    async def starts(seed: int) -> dict[str, int]:
-        played = await (await player(engines)).closed(workload(runs=16, calls=8).runs, slots=8, seed=seed)
-        first = {f"run{number}" for number in range(8)}
-        return {name: min(call.index for call in played.calls if call.run == name) for name in first}
 
-    first = await starts(3)
-    assert await starts(3) == first
-    assert await starts(4) != first
-    assert all(0 <= index <= 6 for index in first.values())
-    assert len(set(first.values())) > 1
+def test_starts_are_spread_and_the_same_for_the_same_seed() -> None:
+    begins = starts(3, 8, workload(), CPU)
+    assert starts(3, 8, workload(), CPU) == begins
+    assert starts(4, 8, workload(), CPU) != begins
+    assert len(set(begins)) == 8
+    assert all(delay >= 0 and 0 <= depth <= 0.75 for delay, depth in begins)
+
+
+async def test_a_run_alone_takes_what_the_profile_says_where_no_answer_is_in_a_cache(engines: FakeEngines) -> None:
+    one, two = chain("one", calls=9, output=40), chain("two")
+    known = Player(engines.http, Stock(), Texts(1.0, 1.0, 1), engines.model, engines.block, profile=CPU)
+    known._front = (await player(engines))._front
+    known.reckon([one, two])
+    played = await known.open([one, two], [0.0, 0.0])
+    assert [run.unloaded for run in played.runs] == [CPU.unloaded(run, answers=False) for run in (one, two)]
+    assert CPU.unloaded(one, answers=False) > CPU.unloaded(one)
+    assert [run.unloaded for run in (await play(engines, one)).runs] == [None]
+
+
+class Slow(Texts):
+    """Takes its time to write a prompt."""
+
+    def messages(self, run: Run, call: Call) -> list[dict[str, str]]:
+        time.sleep(ROUND)
+        return super().messages(run, call)
+
+
+async def test_a_call_is_sent_when_its_text_is_written_which_its_gap_has_room_for(engines: FakeEngines) -> None:
+    ready = await player(engines)
+    ready._texts = Slow(1.0, 1.0, 1)
+    played = await ready.open([chain("r", calls=2, gap=3 * ROUND)], [0.0])
+    first, second = sorted(played.calls, key=lambda record: record.sent)
+    assert first.sent >= played.runs[0].started + ROUND
+    assert first.first_token - first.sent < ROUND
+    assert 3 * ROUND <= second.sent - first.finished < 3.9 * ROUND
 
 
 async def test_a_first_run_that_outlasts_the_supply_is_counted(engines: FakeEngines) -> None:
     starving = Run("starving", "hangs", [call("a", "x"), call("b", "y", gap=1.5)])
     runs = [starving, *workload(runs=6).runs]
-    played = await (await player(engines)).closed(runs, slots=2, seed=1)
+    played = await (await player(engines)).closed(runs, quick(2))
     assert played.extra["starved"] == 1
     assert played.window[0] < played.window[1]
     found = {run.run: run for run in played.runs}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,30 @@ def test_names_that_are_not_known_are_told_with_those_that_are() -> None:
         ValueError, match=r"no workload is called 'w9'; known are mini-swe-agent, .*w8, react, .*rollouts"
     ):
         load("w9")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "w4",
+            {"mispredicted": 0.1},
+            "w4 has no option 'mispredicted'; it has runs, misprediction, again, fixed, output",
+        ),
+        ("react", {"scale_": 1}, "react has no option 'scale_'; it has runs"),
+        ("mooncake", {"path": 1}, "mooncake has no option 'path'; it has speed"),
+        ("recorded", {"x": 1}, "recorded has no option 'x'; it has none"),
+        ("w6", {"path": 1}, "w6 has no option 'path'; it has runs"),
+        ("w1", {"stages": 1.5}, "w1: stages=1.5 is no int"),
+        ("w8", {"light": True}, "w8: light=True is no int"),
+        ("w3", {"runs": 0}, "w3: with these options it has no run"),
+    ],
+)
+def test_options_that_a_workload_does_not_have_are_told_with_those_that_it_has(
+    name: str, options: dict[str, float], said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said) + "$"):
+        load(name, **options)
 
 
 @pytest.mark.parametrize("name", TRACES)
