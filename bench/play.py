@@ -44,16 +44,17 @@ class Player:
         """A run at a time in each slot, until a slot finds none left; what then runs may end, for at most `timeout`
         seconds. `begins` says of each slot when its first run begins, and after what share of its calls.
 
-        First runs are not counted where they have ended before: every system is measured on the same runs.
+        First runs that have ended before the window opens are not counted: every system is measured on the same runs.
         """
         first, later = supply[: len(begins)], iter(supply[len(begins) :])
-        turnover = Turnover({run.id for run in first})
+        turnover = Turnover({run.id for run in first}, len(supply) - len(first))
 
         async def slot(run: Run, delay: float, depth: float) -> None:
             await asyncio.sleep(delay)
             await self.run(run, int(depth * len(run.calls)))
             turnover.ended(run.id, self._now())
             for run in later:
+                turnover.began(self._now())
                 await self.run(run)
             turnover.ran_out(self._now())
 

@@ -49,31 +49,42 @@ def traced(workload: Workload) -> tuple[list[Run], list[float]]:
 class Turnover:
     """The window of a closed loop: from when the first run of every slot has ended until a slot finds no run left.
 
-    A first run that outlasts the supply is counted all the same, and the window begins without it: a run that starves
-    must not hide.
+    It opens at the latest when half of the `supply` has begun, without the slots that have not turned over by then:
+    their first runs are counted all the same, for a run that starves must not hide.
     """
 
     first: set[str]
-    turned: dict[str, float] = field(default_factory=dict)
-    idle: float | None = None
+    supply: int
+    turned: set[str] = field(default_factory=set)
+    opened: float | None = None
+    closed: float | None = None
+    begun: int = 0
+
+    def began(self, now: float) -> None:
+        """A run of the supply begins."""
+        self.begun += 1
+        if self.opened is None and 2 * self.begun >= self.supply:
+            self.opened = now
 
     def ended(self, run: str, now: float) -> None:
         """A run has ended."""
-        if self.idle is None and run in self.first:
-            self.turned[run] = now
+        if self.opened is None and run in self.first:
+            self.turned.add(run)
+            if len(self.turned) == len(self.first):
+                self.opened = now
 
     def ran_out(self, now: float) -> None:
         """A slot found no run left."""
-        if self.idle is None:
-            self.idle = now
+        if self.closed is None:
+            self.closed = now
 
     @property
     def window(self) -> tuple[float, float]:
         """From and to; to be asked when the supply has ended."""
-        end = self.idle or 0.0
-        return max(self.turned.values(), default=0.0), end
+        end = self.closed or 0.0
+        return (end if self.opened is None else self.opened), end
 
     @property
     def starved(self) -> int:
-        """First runs that outlasted the supply."""
+        """First runs that had not ended when the window opened."""
         return len(self.first) - len(self.turned)

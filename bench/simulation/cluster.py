@@ -243,11 +243,12 @@ def _closed(
     runs = workload.draw(cluster.seed)
     first = list(itertools.islice(runs, slots))
     later = itertools.islice(runs, slots * supply)
-    turnover = schedule.Turnover({run.id for run in first})
+    turnover = schedule.Turnover({run.id for run in first}, slots * supply)
 
     def ended(run: Run) -> None:
         turnover.ended(run.id, cluster.now)
         if (another := next(later, None)) is not None:
+            turnover.began(cluster.now)
             cluster.play(another)
         else:
             turnover.ran_out(cluster.now)
