@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bench.workloads.runs import Piece
+from bench.workloads.runs import Piece, meeting
 from kvcache.order import Order
 from kvcache.policy import Policy
 
@@ -149,7 +149,7 @@ class Shelf:
         last = self._roles.get(role)
         self._roles[role] = (owner, piece)
         if last is not None and last[0] != owner:
-            line = _meeting(last[1], piece)
+            line = meeting(last[1], piece)
             self._move(role, self._deepest(line), now)
 
     def release(self, owner: str, now: float) -> None:
@@ -309,17 +309,3 @@ class Shelf:
         if not held.users and not held.below and held.blocks:
             self.order.discard(held)
             self.order.add(held, now)
-
-
-def _meeting(one: Piece, two: Piece) -> Piece | None:
-    """The last piece that two prompts share."""
-    a: Piece | None = one
-    b: Piece | None = two
-    while a is not b and a is not None and b is not None:
-        if a.start > b.start:
-            a = a.parent
-        elif b.start > a.start:
-            b = b.parent
-        else:
-            a, b = a.parent, b.parent
-    return a if a is b else None

@@ -40,8 +40,8 @@ class Piece:
         return pieces[::-1]
 
 
-def common(one: Piece | None, two: Piece | None) -> int:
-    """The tokens of the prefix that two prompts share."""
+def meeting(one: Piece | None, two: Piece | None) -> Piece | None:
+    """The last piece that two prompts share."""
     while one is not two and one is not None and two is not None:
         if one.start > two.start:
             one = one.parent
@@ -49,7 +49,13 @@ def common(one: Piece | None, two: Piece | None) -> int:
             two = two.parent
         else:
             one, two = one.parent, two.parent
-    return one.end if one is two and one is not None else 0
+    return one if one is two else None
+
+
+def common(one: Piece | None, two: Piece | None) -> int:
+    """The tokens of the prefix that two prompts share."""
+    piece = meeting(one, two)
+    return piece.end if piece else 0
 
 
 @dataclass(slots=True, eq=False)

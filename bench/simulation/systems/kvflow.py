@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.simulation.system import Turn, role_of
 from bench.simulation.systems.stock import StockRelease
-from bench.workloads.runs import Call, Piece, Run, common
+from bench.workloads.runs import Call, Piece, Run, meeting
 from kvcache.kvflow import KVFlow as LeastSteps
 from kvcache.policy import Hint, Policy
 from scheduler.foresight import Foresight
@@ -119,7 +119,7 @@ class KVFlow(StockRelease):
         graph, call = self.graphs[turn.run.id], turn.call
         graph.ended(call)
         kept, after = call.answer or call.prompt, graph.following(call)
-        shared = _shared(kept, after.prompt) if after is not None else None
+        shared = meeting(kept, after.prompt) if after is not None else None
         if shared is not None and 2 * shared.end >= kept.end:
             self.fixed.setdefault(turn.run.id, {})[turn.owner] = call.session, shared
         else:
@@ -154,7 +154,7 @@ class KVFlow(StockRelease):
         """What the role's calls on the worker have in common is its fixed prompt."""
         assert turn.worker is not None
         prompts, role, prompt = self.prompts[turn.worker], role_of(turn.run, turn.call.role), turn.call.prompt
-        fixed = _shared(prompts[role][0], prompt) if role in prompts else None
+        fixed = meeting(prompts[role][0], prompt) if role in prompts else None
         prompts[role] = prompt, fixed or prompt
 
     def _role(self, worker: int, role: str, run: Run, steps: float) -> None:
@@ -169,12 +169,3 @@ class KVFlow(StockRelease):
             del self.roles[worker][role]
         hint = Hint(self.cluster.now, steps=least if least < NEVER else None)
         self.cluster.engines[worker].tell(role, hint)
-
-
-def _shared(one: Piece, two: Piece) -> Piece | None:
-    """The last piece that two prompts share."""
-    shared = common(one, two)
-    at: Piece | None = one
-    while at is not None and at.end > shared:
-        at = at.parent
-    return at
