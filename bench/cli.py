@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from bench.cells import CLOSED, TRACE, Cell
+from bench.comparison import BASELINE
 from bench.errors import BenchError
 from server import cli as server
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from bench.comparison import Group
     from bench.runners import Simulated
 
-BASELINE = "stock"
 SUPPLY = 4
 """Runs a slot of a closed loop below which its figures are too short to be claimed."""
 

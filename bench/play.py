@@ -8,6 +8,7 @@ from time import perf_counter
 
 import aiohttp
 
+from bench.metrics import TIMEOUT
 from bench.records import CallRecord, Played, RunRecord
 from bench.rivals import ideal
 from bench.rivals.chat import Exchange, extended, request, within
@@ -16,8 +17,6 @@ from bench.rivals.texts import Texts
 from bench.schedule import WARM_SHARE, Turnover
 from bench.simulation.profile import Profile
 from bench.workloads.runs import Call, Run
-
-TIMEOUT = 600.0
 
 
 class Player:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from bench import schedule
 from bench.cells import TRACE, Cell
 from bench.errors import BenchError
 from bench.matrix import spoken
@@ -85,8 +86,8 @@ def traffic(cell: Cell, trace: Path, costs: Path | None = None) -> str:
 def slots(cell: Cell, runs: Workload, kv_tokens: int) -> int:
     """How many runs are live at once in a closed loop; in an open one, how many there are for each of its supply."""
     if cell.load is None:
-        return 40
-    return max(1, round(cell.load * cell.workers * kv_tokens / runs.mean_context))
+        return schedule.OPEN_RUNS
+    return schedule.slots(cell.load, cell.workers * kv_tokens, runs)
 
 
 def workload(cell: Cell, trace: Path | None) -> Workload:

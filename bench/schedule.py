@@ -17,15 +17,20 @@ OPEN_RUNS = 40
 """Runs of an open loop for each of its supply."""
 
 
-def starts(seed: int, slots: int, workload: Workload, profile: Profile) -> list[tuple[float, float]]:
-    """Of each slot of a closed loop, when its first run begins, and the share of its calls that it begins after.
+def slots(load: float, kv_tokens: int, workload: Workload) -> int:
+    """How many concurrent runs make a load: their mean context over the KV tokens of all engines. At least one."""
+    return max(1, round(load * kv_tokens / workload.mean_context))
+
+
+def starts(seed: int, count: int, workload: Workload, profile: Profile) -> list[tuple[float, float]]:
+    """Of `count` slots of a closed loop, when the first run of each begins, and the share of its calls it begins after.
 
     The slots are then about as spread as they will be later.
     """
     rng = random.Random(f"{seed} starts")
     runs = workload.runs[:100]
     turn = sum(profile.unloaded(run) for run in runs) / sum(len(run.calls) for run in runs)
-    return [(rng.uniform(0, TURNS_TO_START * turn), rng.uniform(0, PARTWAY)) for _ in range(slots)]
+    return [(rng.uniform(0, TURNS_TO_START * turn), rng.uniform(0, PARTWAY)) for _ in range(count)]
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:

@@ -51,7 +51,7 @@ class Turn:
     @property
     def last(self) -> bool:
         """Whether its session makes no further call."""
-        return all(call.session != self.call.session for call in self.run.calls[self.index + 1 :])
+        return self.run.ends_session(self.index)
 
 
 def owner(run: Run, session: str) -> str:

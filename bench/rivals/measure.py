@@ -8,15 +8,18 @@ import os
 import time
 from collections.abc import Callable
 
+from bench.cells import CLOSED, TRACE
 from bench.errors import BenchError
+from bench.metrics import TIMEOUT
 from bench.overhead import tree_ticks
-from bench.play import TIMEOUT, Player
+from bench.play import Player
 from bench.records import Played
 from bench.rivals.engines import Engines
 from bench.rivals.front import Front, Hash, LeastLoaded, RoundRobin, Semaphore, Stock, Unlimited
 from bench.rivals.servers import Hinted, Program, Router, Weft
 from bench.rivals.texts import calibrate
 from bench.schedule import OPEN_RUNS, poisson, starts, traced
+from bench.schedule import slots as slots_of
 from bench.simulation.profile import CPU, Profile
 from bench.workloads.runs import Run, Workload
 
@@ -34,7 +37,6 @@ SYSTEMS: dict[str, Callable[[], Front]] = {
     "unlimited": Unlimited,
 }
 LATER = ("weft-no-gate", "weft-no-evict", "weft-no-release", "weft-no-tier", "weft-no-prefetch")
-CLOSED, TRACE = "closed", "trace"
 
 
 def make(system: str) -> Front:
@@ -44,11 +46,6 @@ def make(system: str) -> Front:
     if system not in SYSTEMS:
         raise BenchError(f"unknown system {system!r}; there are {', '.join(SYSTEMS)}")
     return SYSTEMS[system]()
-
-
-def slots_for(load: float, engines: Engines, workload: Workload) -> int:
-    """How many concurrent runs make a load: their mean context over the engines' KV tokens. At least one."""
-    return max(1, round(load * engines.asked * engines.count / workload.mean_context))
 
 
 async def measure(
@@ -65,7 +62,7 @@ async def measure(
     `starved` the slots whose first run outlasted the supply.
     """
     front = make(system)
-    slots = slots_for(load, engines, workload) if load is not None and arrivals == CLOSED else 0
+    slots = slots_of(load, engines.asked * engines.count, workload) if load is not None and arrivals == CLOSED else 0
     runs, times = _runs(workload, arrivals, seed, slots, supply)
     begins = starts(seed, slots, workload, profile or CPU)
     longest = max(call.prompt.end + call.output for run in runs for call in run.calls)

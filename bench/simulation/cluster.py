@@ -217,7 +217,7 @@ def simulate(
     kind, _, rate = arrivals.partition(":")
     starved = 0
     if kind == "closed":
-        slots = max(1, round(load * workers * profile.kv_tokens / workload.mean_context))
+        slots = schedule.slots(load, workers * profile.kv_tokens, workload)
         window, starved = _closed(cluster, workload, slots, supply, schedule.starts(seed, slots, workload, profile))
     elif kind == "poisson":
         runs = list(itertools.islice(workload.draw(seed), schedule.OPEN_RUNS * supply))

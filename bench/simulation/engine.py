@@ -108,11 +108,6 @@ class Engine:
         """Turns that wait, load or run."""
         return len(self._queue) + len(self._batch) + len(self._loading)
 
-    @property
-    def free_tokens(self) -> int:
-        """Tokens of device memory that hold nothing."""
-        return self.device.free * self.profile.block
-
     def resident(self, piece: Piece) -> tuple[int, int]:
         """Tokens of a prompt's start on the device, and in all with what follows them in the host tier."""
         device = self.device.depth(piece)
@@ -228,10 +223,9 @@ class Engine:
     def _admit(self, now: float) -> None:
         if not self._queue:
             return
-        keys = {one: self._key(one.turn) for one in self._queue}
-        if any(key is not None for key in keys.values()):
+        if self._key(self._queue[0].turn) is not None:
             # vLLM puts a preempted sequence first
-            self._queue.sort(key=lambda one: (not one.tries, keys[one] if keys[one] is not None else one.turn.sent))
+            self._queue.sort(key=lambda one: (not one.tries, self._key(one.turn) or 0.0))
         left = self._left(self._chunks())
         while self._queue and left > 0 and len(self._batch) + len(self._loading) < self.profile.sequences:
             one = self._queue[0]
@@ -254,7 +248,7 @@ class Engine:
         self.device.take(private, now)
         one.line, one.private, one.done = line, private, in_all
         for shelf in self._tiers:
-            shelf.own(one.turn.owner, role_of(one.turn.run, one.turn.call.role), piece, now)
+            shelf.own(one.turn.owner, role_of(one.turn.run.tenant, one.turn.call.role), piece, now)
         if not one.tries:
             one.turn.record.cached, one.turn.record.hosted = on_device, in_all - on_device
         ready = self._ready(piece, in_all - on_device, now)
@@ -370,7 +364,7 @@ class Engine:
     def _end(self, one: Sequence, now: float) -> None:
         """Free the sequence's blocks into the cache. What it generated is cached too, needed again or not."""
         call, block, line = one.turn.call, self.profile.block, one.line
-        role = role_of(one.turn.run, call.role)
+        role = role_of(one.turn.run.tenant, call.role)
         assert line is not None
         full = (one.size + one.generated - 1) // block - one.size // block
         tail = call.answer or Piece("", one.generated, call.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from kvcache.policy import Policy
 
 if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
+    from bench.simulation.engine import Engine
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +29,7 @@ class Turn:
     @property
     def last(self) -> bool:
         """Whether its session makes no further call."""
-        return all(call.session != self.call.session for call in self.run.calls[self.index + 1 :])
+        return self.run.ends_session(self.index)
 
     @property
     def sent(self) -> float:
@@ -55,7 +57,7 @@ class System:
         return Policy()
 
     def key(self, turn: Turn) -> float | None:
-        """The place of a turn in its engine's waiting queue, lowest first; None: in order of arrival there."""
+        """The place of a turn in its engine's waiting queue, lowest first; None, then of all: in order of arrival."""
         return None
 
     def began(self, run: Run) -> None:
@@ -83,9 +85,30 @@ def session_of(run: Run, session: str) -> str:
     return f"{run.id}/{session}"
 
 
-def role_of(run: Run, role: str) -> str:
+def role_of(tenant: str, role: str) -> str:
     """The owner on whose account the common prefix of a tenant's role is kept."""
-    return f"role:{run.tenant}/{role}"
+    return f"role:{tenant}/{role}"
+
+
+class Holdings:
+    """Which engines hold KV of each run's sessions, so that it can be released when the run is over."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[tuple[str, int], None]] = {}
+
+    def add(self, turn: Turn) -> None:
+        """A call has ended on its worker."""
+        assert turn.worker is not None
+        self._held.setdefault(turn.run.id, {})[turn.owner, turn.worker] = None
+
+    def owners(self, run: Run) -> list[str]:
+        """The sessions of a run that are held anywhere, once for each worker."""
+        return [owner for owner, _ in self._held.get(run.id, {})]
+
+    def release(self, run: Run, engines: Sequence[Engine]) -> None:
+        """The run is over: all that it holds is dead."""
+        for owner, worker in self._held.pop(run.id, {}):
+            engines[worker].release(owner)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,11 @@ class Run:
     arrival: float | None = None
     hints: Mapping[str, Any] = field(default_factory=dict)
 
+    def ends_session(self, index: int) -> bool:
+        """Whether the call at `index` is the last of its session."""
+        session = self.calls[index].session
+        return all(call.session != session for call in self.calls[index + 1 :])
+
     def again(self, suffix: str) -> Run:
         """The same run with a fresh id and fresh pieces: nothing but shared pieces is found in a cache."""
         pieces: dict[Piece, Piece] = {}
@@ -140,7 +145,3 @@ class Workload:
             rng.shuffle(order)
             yield from (run if not times else run.again(f"~{times}") for run in order)
             times += 1
-
-
-Maker = Callable[[int], Workload]
-"""A workload by its seed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import Turn
+from bench.simulation.system import Holdings, Turn
 from bench.simulation.systems.index import Index
 from bench.workloads.runs import Run
 
@@ -28,7 +28,7 @@ class Continuum(Index):
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.began_at: dict[str, float] = {}
-        self.held: dict[str, dict[tuple[str, int], None]] = {}
+        self.held = Holdings()
 
     def began(self, run: Run) -> None:
         self.began_at[run.id] = self.cluster.now
@@ -39,10 +39,8 @@ class Continuum(Index):
     def ended(self, run: Run) -> None:
         super().ended(run)
         del self.began_at[run.id]
-        for owner, worker in self.held.pop(run.id, {}):
-            self.cluster.engines[worker].release(owner)
+        self.held.release(run, self.cluster.engines)
 
     def finished(self, turn: Turn) -> None:
         super().finished(turn)
-        assert turn.worker is not None
-        self.held.setdefault(turn.run.id, {})[turn.owner, turn.worker] = None
+        self.held.add(turn)

@@ -139,7 +139,7 @@ class KVFlow(StockRelease):
         worker = self.seats.of[run.id]
         engine, now = self.cluster.engines[worker], self.cluster.now
         named, sessions = self.graphs[run.id].steps()
-        roles = {role_of(run, role): steps for role, steps in named.items()}
+        roles = {role_of(run.tenant, role): steps for role, steps in named.items()}
         for role in dict.fromkeys((*roles, *self.roles[worker])):
             self._role(worker, role, run, roles.get(role, NEVER))
             if prefetch and 0 < roles.get(role, NEVER) <= SOON and role in self.prompts[worker]:
@@ -153,7 +153,7 @@ class KVFlow(StockRelease):
     def _seen(self, turn: Turn) -> None:
         """What the role's calls on the worker have in common is its fixed prompt."""
         assert turn.worker is not None
-        prompts, role, prompt = self.prompts[turn.worker], role_of(turn.run, turn.call.role), turn.call.prompt
+        prompts, role, prompt = self.prompts[turn.worker], role_of(turn.run.tenant, turn.call.role), turn.call.prompt
         fixed = meeting(prompts[role][0], prompt) if role in prompts else None
         prompts[role] = prompt, fixed or prompt
 

@@ -98,7 +98,7 @@ class Belady(StockRelease):
             soonest[role] = min(soonest[role], NEVER if due is None else due)
         cost = recompute_per_token(self.cluster.profile, turn)
         for role, due in soonest.items():
-            owner = role_of(run, role)
+            owner = role_of(run.tenant, role)
             _, runs = uses[owner] = cost, uses[owner][1] if owner in uses else {}
             runs[run.id] = due
             self._tell_role(engine, owner, cost, runs)

@@ -130,7 +130,7 @@ class Saga(StockRelease):
             heapq.heappush(self.fetches, fetch)
 
     def ended(self, run: Run) -> None:
-        for owner, _ in self.held.get(run.id, {}):
+        for owner in self.held.owners(run):
             self.since.pop(owner, None)
         del self.started[run.id], self.live[run.id]
         super().ended(run)

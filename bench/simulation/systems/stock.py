@@ -6,7 +6,7 @@ import bisect
 import hashlib
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import Seats, System, Turn
+from bench.simulation.system import Holdings, Seats, System, Turn
 from bench.workloads.runs import Run
 from kvcache.policy import Foretold, Policy
 
@@ -113,19 +113,17 @@ class StockRelease(Stock):
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
-        self.held: dict[str, dict[tuple[str, int], None]] = {}
+        self.held = Holdings()
 
     def policy(self) -> Policy:
         return Foretold()
 
     def finished(self, turn: Turn) -> None:
-        assert turn.worker is not None
-        self.held.setdefault(turn.run.id, {})[turn.owner, turn.worker] = None
+        self.held.add(turn)
 
     def ended(self, run: Run) -> None:
         super().ended(run)
-        for owner, worker in self.held.pop(run.id, {}):
-            self.cluster.engines[worker].release(owner)
+        self.held.release(run, self.cluster.engines)
 
 
 def _hash(text: str) -> int:

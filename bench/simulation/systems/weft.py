@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import System, Turn, session_of
+from bench.simulation.system import Holdings, System, Turn, role_of, session_of
 from bench.simulation.systems.index import recompute_per_token
 from bench.workloads.runs import Run
 from kvcache.policy import Hint, Policy
@@ -130,7 +130,7 @@ class WeftForecast(Weft):
 
     def _tell(self, hints: dict[Key, Hint]) -> None:
         for (worker, tenant, role), hint in hints.items():
-            self.cluster.engines[int(worker)].tell(f"role:{tenant}/{role}", hint)
+            self.cluster.engines[int(worker)].tell(role_of(tenant, role), hint)
 
 
 class WeftHinted(WeftForecast):
@@ -145,7 +145,7 @@ class WeftHinted(WeftForecast):
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.declared: set[tuple[str, str]] = set()
-        self.held: dict[str, dict[tuple[str, int], None]] = {}
+        self.held = Holdings()
 
     def began(self, run: Run) -> None:
         document = run.hints.get("template")
@@ -163,16 +163,14 @@ class WeftHinted(WeftForecast):
 
     def finished(self, turn: Turn) -> None:
         super().finished(turn)
-        assert turn.worker is not None
-        self.held.setdefault(turn.run.id, {})[turn.owner, turn.worker] = None
+        self.held.add(turn)
 
     def ended(self, run: Run) -> None:
         workflow = self.scheduler.graph.get(run.tenant, run.id)
         self._handle(WorkflowFinished(run.tenant, run.id))
         if workflow is not None:
             self._tell(self.roles.over(workflow, self.cluster.now, self.cost))
-        for owner, worker in self.held.pop(run.id, {}):
-            self.cluster.engines[worker].release(owner)
+        self.held.release(run, self.cluster.engines)
 
 
 def _step(turn: Turn) -> str:

@@ -16,9 +16,10 @@ from bench.play import Player
 from bench.records import Played
 from bench.rivals.costs import fit
 from bench.rivals.front import Front, Turn, distinct_tokens
-from bench.rivals.measure import LATER, SYSTEMS, make, measure, slots_for
+from bench.rivals.measure import LATER, SYSTEMS, make, measure
 from bench.rivals.texts import calibrate
 from bench.schedule import OPEN_RUNS
+from bench.schedule import slots as slots_of
 from bench.workloads.runs import Workload
 from server.engine import installed
 from tests.bench.rivals.fake_engine import COSTS, FakeEngines
@@ -239,7 +240,7 @@ async def test_a_measured_cell_is_a_fresh_front_on_emptied_engines_at_the_load_a
         engine.seconds = 0.02
     said: list[str] = []
     asked = workload(runs=5, calls=4, root=TOOLS)
-    slots = slots_for(0.2, engines, asked)
+    slots = slots_of(0.2, engines.asked * engines.count, asked)
     assert slots == round(0.2 * 800 / asked.mean_context) > 1
     played = await measure("stock", engines, asked, seed=2, load=0.2, say=said.append)
     assert len(played.runs) == 5 * slots
@@ -256,7 +257,7 @@ async def test_unlimited_changes_the_engines_but_not_the_load(engines: FakeEngin
     asked = workload(runs=5)
     played = await measure("unlimited", engines, asked, seed=2, load=0.2, say=lambda line: None)
     assert engines.kv_tokens > engines.asked
-    assert played.extra["slots"] == slots_for(0.2, engines, asked)
+    assert played.extra["slots"] == slots_of(0.2, engines.asked * engines.count, asked)
 
 
 async def test_poisson_and_recorded_arrivals(engines: FakeEngines) -> None:
