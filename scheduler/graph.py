@@ -96,7 +96,8 @@ class Branch:
 class Session:
     """One growing context. `seats` says, per pool, on which (worker, incarnation) its KV lies.
 
-    It is overdue after `due`. `marks`, `recent` and `outputs` are what lineage knows it by, to be forgotten with it.
+    It is overdue after `due`. `asked` are the words of the task that it was spawned by, as far as only those tell its
+    parent. `marks`, `recent` and `outputs` are what lineage knows it by, to be forgotten with it.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Session:
     ended: bool = False
     gone: bool = False
     named: bool = False
+    asked: frozenset[int] = frozenset()
     outputs: list[Source] = field(default_factory=list)
     marks: array[int] = field(default_factory=lambda: array("Q"))
     recent: array[int] = field(default_factory=lambda: array("Q"))
@@ -250,6 +252,30 @@ class Graph:
                 session.workflow = workflow
                 session.parent = step.session.id if session.parent == sibling.id else session.parent
         self._move(old, workflow, set(), {s for s in moved if s.workflow is workflow})
+
+    def give(self, session: Session, taker: Step) -> None:
+        """Move a session, with those below it, to the step of another workflow that turned out to have called it."""
+        old, new = session.workflow, taker.session.workflow
+        moved = {session}
+        for other in old.sessions.values():  # a parent is older than its children
+            if any(other.parent == one.id for one in moved):
+                moved.add(other)
+        first = next((step for step in old.steps if step.session is session), None)
+        if first:
+            first.after = (taker.id,)
+        session.parent, session.asked = taker.session.id, frozenset()
+        for one in moved:
+            one.workflow = new
+            new.sessions[one.id] = old.sessions.pop(one.id)
+        self._move(old, new, set(), moved)
+        new.steps = deque(sorted(new.steps, key=lambda step: step.arrived))
+        old.progress.give({step.id for step in new.steps if step.session in moved}, new.progress)
+        for step in new.steps:
+            if step.session in moved and (context := old.ends.pop(step.id, None)):
+                new.ends[step.id] = context
+            if step.session in moved and step.id in old.repeats:
+                new.repeats[step.id] = old.repeats.pop(step.id)
+        self._crop_steps(new)
 
     def _move(self, old: Workflow, new: Workflow, steps: set[str], sessions: set[Session]) -> None:
         """Move steps to another workflow, by their ids and by their sessions."""

@@ -38,7 +38,7 @@ class Kin:
     It continues it, repeats its latest prompt, forks off it, rewrites its history (a compaction), joins its workflow as
     another agent, was spawned by it (its tool call's task), or parts from its run (it was a twin). `known` messages of
     the prompt are not new; `step` is the one whose answer it goes on from, `shared` one of another agent that has more
-    of its history.
+    of its history; `asked` are the words of the task.
     """
 
     how: str
@@ -47,6 +47,7 @@ class Kin:
     known: int = 0
     step: Step | None = None
     shared: Step | None = None
+    asked: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)

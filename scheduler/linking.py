@@ -109,6 +109,7 @@ class Linker:
         if kin.how in (l.JOINS, l.SPAWNED):
             session = self.graph.session(kin.branch.session.workflow, f"s-{event.step}", named=False)
             session.parent = kin.branch.session.id if kin.how == l.SPAWNED else None
+            session.asked = kin.asked
             return session.branches[0]
         return self._along(kin)
 
@@ -162,11 +163,17 @@ class Linker:
         return kin.branch.last.id if kin.branch.last else None
 
     def _take(self, source: Source, branch: Branch) -> None:
-        """Adopt the workflow whose output this step was fed, where that began and ended while the branch waited."""
+        """Adopt the workflow whose output this step was fed, where that began and ended while the branch waited.
+
+        Of another workflow, take the session that was spawned by just the task that this branch had given out.
+        """
         child, own = source.branch.session.workflow, branch.session.workflow
-        if child is own or child.named or child.running or any(s.named for s in child.sessions.values()):
+        if child is own or child.named or not _is_last(source) or any(s.named for s in child.sessions.values()):
             return
-        if not _is_last(source) or self.graph.workflows.get((child.tenant, child.id)) is not child:
+        if branch.last and _fits(source.branch.session, branch):
+            self.graph.give(source.branch.session, branch.last)
+            return
+        if child.running or self.graph.workflows.get((child.tenant, child.id)) is not child:
             return
         since = branch.last.finished if branch.last else None
         if branch.last is None or (since is not None and child.arrived >= since):
@@ -179,7 +186,7 @@ def _by_content(prompt: Prompt, scope: Scope, sources: list[Source]) -> Kin | No
         sources = [s for s in sources if s.branch.session.workflow is scope]
     for source in reversed(sources):
         if source.task and source.waits and source.head != prompt.head:
-            return Kin(l.SPAWNED, TASK, source.branch, step=source.made_by)
+            return Kin(l.SPAWNED, TASK, source.branch, step=source.made_by, asked=source.words)
     for source in reversed(sources):
         if source.task or source.branch.session.running or not _is_last(source):
             continue
@@ -188,6 +195,12 @@ def _by_content(prompt: Prompt, scope: Scope, sources: list[Source]) -> Kin | No
         if source.length >= SHORTEST_SUMMARY and source.branch.session.taken > 1:
             return Kin(l.REWRITES, "lineage:compaction", source.branch, step=source.made_by)
     return None
+
+
+def _fits(child: Session, branch: Branch) -> bool:
+    """Whether the last step of a branch called for what a session elsewhere was spawned to do, and that has done it."""
+    tasks = {source.words for source in branch.session.outputs if source.task and source.branch is branch}
+    return not child.running and child.asked in tasks
 
 
 def _is_last(source: Source) -> bool:

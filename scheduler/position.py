@@ -76,6 +76,13 @@ class Progress:
                 if not source.followers[one.role]:
                     del source.followers[one.role]
 
+    def give(self, steps: set[str], other: Progress) -> None:
+        """Some of the steps turned out to be another run's."""
+        taken = Progress()
+        for name in [name for name in self._steps if name in steps]:
+            taken._steps[name] = self._steps.pop(name)
+        other.absorb(taken)
+
     def absorb(self, other: Progress) -> None:
         """Another run turned out to be a part of this one."""
         self._steps.update(other._steps)

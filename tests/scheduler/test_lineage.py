@@ -234,6 +234,39 @@ def test_a_delegated_task_makes_a_child_and_its_answer_comes_back(runs: Runs) ->
     assert runs.step(two).after == (one, child)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("quicker", [0, 1])
+def test_of_two_children_with_one_task_each_goes_to_whom_its_answer_came_back(
+    runs: Runs, order: tuple[int, int], quicker: int
+) -> None:
+    """The second boss has not yet asked when the first child begins, so both seem to be children of the first."""
+    tasks = [ToolCall(mint(n + 1), "ask_scout", f'{{"task": "{TASK}"}}') for n in range(2)]
+    opening = [[user(f"Begin in the {where}.")] for where in ("north", "south")]
+    bosses = [runs.send(messages, system="You lead.") for messages in opening]
+    runs.answer(bosses[0], "", tasks[0])
+    children = [runs.send([user(TASK)], system="You scout.")]
+    runs.answer(bosses[1], "", tasks[1])
+    children.append(runs.send([user(TASK)], system="You scout."))
+    looks = [ToolCall(mint(n + 3), "look", f'{{"where": "room {n}"}}') for n in range(2)]
+    for child, look in zip(children, looks, strict=True):
+        runs.answer(child, "", look)
+    found = [f"{LONG} It is the {colour} key." for colour in ("brass", "silver")]
+    for n in (quicker, 1 - quicker):
+        messages = [user(TASK), asks(looks[n].id, looks[n].name), result(looks[n].id, "a key")]
+        runs.call(messages, found[n], system="You scout.")
+    ends = ["", ""]
+    for n in order:
+        back = [asks(tasks[n].id, "ask_scout", tasks[n].arguments), result(tasks[n].id, found[n])]
+        ends[n] = runs.call([*opening[n], *back], system="You lead.")
+    for n in range(2):
+        child = runs.step(children[n])
+        assert runs.workflow(bosses[n]) == child.session.workflow.id == runs.workflow(ends[n])
+        assert child.session.parent == runs.session(bosses[n])
+        assert len(runs.step(ends[n]).after) == 2
+    assert runs.workflow(bosses[0]) != runs.workflow(bosses[1])
+    runs.scheduler.check()
+
+
 def test_a_child_found_only_by_its_answer_is_adopted(runs: Runs) -> None:
     tool = ToolCall(mint(1), "ask_scout", '{"where": "north"}')
     one = runs.call([user("a")], "", tool, system="You lead.")
