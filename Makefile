@@ -1,6 +1,7 @@
 # make serve   set up if needed, then serve agents on port 8000 (MODEL=..., ARGS="--replicas 2 -- any vLLM flags")
 # make test    set up if needed, then pass all tests
 # make check   lint and types
+# make aiperf  NVIDIA's load generator in an environment of its own, for bench.aiperf
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup frameworks serve test check clean
+.PHONY: setup frameworks aiperf serve test check clean
 
 setup: $(VENV)/ready-$(BUILD)
 
@@ -37,6 +38,14 @@ frameworks: $(VENV)/frameworks/ready
 $(VENV)/frameworks/ready: tests/engine/frameworks/requirements.txt | setup
 	$(PYTHON) -m venv $(VENV)/frameworks
 	$(VENV)/frameworks/bin/pip install --quiet -r $<
+	touch $@
+
+# It pins other versions of almost everything; 1.2 GB.
+aiperf: $(VENV)/aiperf/ready
+
+$(VENV)/aiperf/ready: | setup
+	$(PYTHON) -m venv $(VENV)/aiperf
+	$(VENV)/aiperf/bin/pip install --quiet aiperf==0.13.0
 	touch $@
 
 serve: setup
