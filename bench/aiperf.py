@@ -6,7 +6,9 @@
 
 Each repetition draws sessions, and each player gets them with a line in front that no cache has seen; who begins
 alternates. AIPerf's figures are those that it reports itself, but for the time of a session, which it does not: that is
-from its records, first request sent to last one ended. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf by
+from its records, first request sent to last one ended. Its calls end with their last chunk that has text, ours with the
+end of the stream; its first token is the first chunk with text, ours the first after the role's. While it plays it
+keeps a core busy, which engines on the same machine feel. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf by
 hand: docs/measuring.md has the command. Only runs of one session at a time can be written so: AIPerf replays a session
 as a list of turns.
 """
@@ -18,6 +20,7 @@ import asyncio
 import itertools
 import json
 import secrets
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +67,7 @@ def lines(runs: Iterable[Run], texts: Texts, model: str) -> Iterable[bytes]:
     for run in runs:
         before: Call | None = None
         for call in run.calls:
-            if call.after != ((before,) if before else ()):
+            if call.after != ((before,) if before else ()) or call.session != run.calls[0].session:
                 raise BenchError(f"{run.id} is no list of turns: AIPerf cannot replay it as one session")
             body = orjson.loads(request(model, texts.messages(run, call), call.output))
             line = {"session_id": run.id, "payload": body}
@@ -115,6 +118,8 @@ def reported(out: Path) -> Figures:
 def played(found: Played) -> Figures:
     """The same figures of what our player saw, of all its calls."""
     done = [call for call in found.calls if call.finished is not None and call.first_token is not None]
+    if not done:
+        raise BenchError(f"no call was answered: {found.calls[0].error if found.calls else 'none was sent'}")
     first = [(call.first_token or 0.0) - call.sent for call in done]
     whole = [(call.finished or 0.0) - call.sent for call in done]
     seconds = _sessions((call.run, call.sent, call.finished or call.sent) for call in done)
@@ -210,12 +215,18 @@ class Pair:
 
     async def _theirs(self, runs: Sequence[Run], texts: Texts, rep: int) -> Figures:
         out, asked = self.asked.out / f"aiperf-{rep}", self.asked
+        shutil.rmtree(out, ignore_errors=True)  # what an earlier run wrote must not be read for this one's
         self.write(runs, texts, out / "sessions.jsonl")
         told = command(asked.aiperf, asked.url, self.server.model, out / "sessions.jsonl", asked.live, len(runs), out)
         with (out / "log").open("wb") as log:
-            ending = await asyncio.create_subprocess_exec(*told, stdout=log, stderr=subprocess.STDOUT)
-            async with asyncio.timeout(LONGEST):
-                code = await ending.wait()
+            playing = await asyncio.create_subprocess_exec(*told, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                async with asyncio.timeout(LONGEST):
+                    code = await playing.wait()
+            finally:
+                if playing.returncode is None:
+                    playing.terminate()
+                    await playing.wait()
         if code:
             raise BenchError(f"AIPerf ended with {code}: see {out / 'log'}")
         return reported(out)
@@ -256,7 +267,13 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    asyncio.run(_compare(parser.parse_args()))
+    asked = parser.parse_args()
+    if asked.live > asked.sessions:
+        parser.error("--live is more than --sessions")
+    try:
+        asyncio.run(_compare(asked))
+    except BenchError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -260,15 +260,18 @@ class Graph:
         for other in old.sessions.values():  # a parent is older than its children
             if any(other.parent == one.id for one in moved):
                 moved.add(other)
-        first = next((step for step in old.steps if step.session is session), None)
-        if first:
-            first.after = (taker.id,)
+        boss = old.sessions.get(session.parent or "")
+        given = {step.id for step in old.steps if step.session is boss}
+        for step in old.steps:
+            if step.session is session and not given.isdisjoint(step.after):
+                step.after = tuple(dict.fromkeys(taker.id if one in given else one for one in step.after))
         session.parent, session.asked = taker.session.id, frozenset()
         for one in moved:
             one.workflow = new
             new.sessions[one.id] = old.sessions.pop(one.id)
         self._move(old, new, set(), moved)
         new.steps = deque(sorted(new.steps, key=lambda step: step.arrived))
+        old.touched = max((one.touched for one in old.sessions.values()), default=old.arrived)
         old.progress.give({step.id for step in new.steps if step.session in moved}, new.progress)
         for step in new.steps:
             if step.session in moved and (context := old.ends.pop(step.id, None)):

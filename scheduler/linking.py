@@ -168,6 +168,8 @@ class Linker:
         Of another workflow, take the session that was spawned by just the task that this branch had given out.
         """
         child, own = source.branch.session.workflow, branch.session.workflow
+        if source.branch.session.parent == branch.session.id:
+            source.branch.session.asked = frozenset()  # its answer has come back: nobody else called it
         if child is own or child.named or not _is_last(source) or any(s.named for s in child.sessions.values()):
             return
         if branch.last and _fits(source.branch.session, branch):

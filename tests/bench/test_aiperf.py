@@ -33,9 +33,9 @@ def test_a_session_becomes_its_turns_with_the_bodies_that_our_player_sends(tmp_p
 
 
 def test_a_run_with_sub_agents_is_no_list_of_turns() -> None:
-    runs = catalog.load("parallel-tools", seed=1).runs
-    with pytest.raises(BenchError, match="no list of turns"):
-        list(lines(runs, TEXTS, "m"))
+    for name in ("parallel-tools", "w1"):
+        with pytest.raises(BenchError, match="no list of turns"):
+            list(lines(catalog.load(name, seed=1).runs, TEXTS, "m"))
 
 
 def test_the_figures_of_both_players_are_of_the_same_things(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_ten_tenants_share_the_runs_by_class_and_nothing_else(trace: Path) -> No
     made = tenants(catalog.load(CODING, trace, 1, **papers.WHOLE), 1)
     kinds = Counter(run.tenant.partition("-")[0] for run in made.runs)
     assert {kind: count / len(made.runs) for kind, count in kinds.items()} == {k: s for k, (_, s) in CLASSES.items()}
+    assert len(made.runs) == papers.OPEN_RUNS * papers.TENANT_SUPPLY
     assert len({run.tenant for run in made.runs}) == 10
     own = [piece for run in made.runs for piece in {p for c in run.calls for p in c.prompt.path()} if not piece.shared]
     assert len(own) == len(set(own))

@@ -267,6 +267,21 @@ def test_of_two_children_with_one_task_each_goes_to_whom_its_answer_came_back(
     runs.scheduler.check()
 
 
+def test_a_child_whose_answer_has_come_back_stays_whoever_else_is_given_it(runs: Runs) -> None:
+    """Another run gave out the same task, and a cache of its own answered it."""
+    tasks = [ToolCall(mint(n + 1), "ask_scout", f'{{"task": "{TASK}"}}') for n in range(2)]
+    opening = [[user(f"Begin in the {where}.")] for where in ("north", "south")]
+    boss = runs.call(opening[0], "", tasks[0], system="You lead.", wait=0)
+    child = runs.call([user(TASK)], LONG, system="You scout.", wait=0)
+    other = runs.call(opening[1], "", tasks[1], system="You lead.", wait=0)
+    for n in range(2):
+        back = [asks(tasks[n].id, "ask_scout", tasks[n].arguments), result(tasks[n].id, LONG)]
+        runs.call([*opening[n], *back], system="You lead.")
+    assert runs.workflow(child) == runs.workflow(boss) != runs.workflow(other)
+    assert runs.step(child).session.parent == runs.session(boss)
+    runs.scheduler.check()
+
+
 def test_a_child_found_only_by_its_answer_is_adopted(runs: Runs) -> None:
     tool = ToolCall(mint(1), "ask_scout", '{"where": "north"}')
     one = runs.call([user("a")], "", tool, system="You lead.")
