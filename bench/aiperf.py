@@ -77,17 +77,17 @@ def lines(runs: Iterable[Run], texts: Texts, model: str) -> Iterable[bytes]:
             before = call
 
 
-def command(aiperf: Path, url: str, model: str, sessions: Path, live: int, count: int, out: Path) -> list[str]:
-    """How AIPerf is called: a closed loop of so many live sessions, each turn sent when the one before has ended."""
+def command(asked: argparse.Namespace, model: str, sessions: Path, count: int, out: Path) -> list[str]:
+    """How AIPerf is called: a closed loop of `live` sessions, each turn sent when the one before has ended."""
     options = {
-        "model": model, "url": url, "endpoint-type": "chat", "input-file": str(sessions),
-        "custom-dataset-type": "mooncake_trace", "concurrency": str(live), "num-sessions": str(count),
-        "dataset-sampling-strategy": "sequential", "session-header": SESSION_HEADER, "tokenizer": "builtin",
+        "model": model, "url": asked.url, "endpoint-type": "chat", "input-file": str(sessions),
+        "custom-dataset-type": "mooncake_trace", "concurrency": str(asked.live), "num-sessions": str(count),
+        "dataset-sampling-strategy": "sequential", "session-header": SESSION_HEADER, "tokenizer": asked.tokenizer,
         "request-timeout-seconds": "600", "artifact-dir": str(out), "ui": "none",
     }  # fmt: skip
     flags = ["--streaming", "--use-server-token-count", "--no-gpu-telemetry", "--no-server-metrics"]
     named = itertools.chain.from_iterable((f"--{name}", value) for name, value in options.items())
-    return [str(aiperf), "profile", *named, *flags]
+    return [str(asked.aiperf), "profile", *named, *flags]
 
 
 def reported(out: Path) -> Figures:
@@ -217,7 +217,7 @@ class Pair:
         out, asked = self.asked.out / f"aiperf-{rep}", self.asked
         shutil.rmtree(out, ignore_errors=True)  # what an earlier run wrote must not be read for this one's
         self.write(runs, texts, out / "sessions.jsonl")
-        told = command(asked.aiperf, asked.url, self.server.model, out / "sessions.jsonl", asked.live, len(runs), out)
+        told = command(asked, self.server.model, out / "sessions.jsonl", len(runs), out)
         with (out / "log").open("wb") as log:
             playing = await asyncio.create_subprocess_exec(*told, stdout=log, stderr=subprocess.STDOUT)
             try:
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--max-context", type=int, help="leave out longer prompts, in tokens")
     parser.add_argument("--url", required=True, help="a running server that answers /tokenize: Weft or vLLM")
     parser.add_argument("--aiperf", type=Path, default=Path(".venv/aiperf/bin/aiperf"))
+    parser.add_argument("--tokenizer", default="builtin", help="for AIPerf: a folder; builtin is downloaded")
     parser.add_argument("--live", type=int, default=8, help="sessions at once")
     parser.add_argument("--sessions", type=int, default=24)
     parser.add_argument("--sessions-only", action="store_true", help="only write DIR/sessions.jsonl")
