@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from kvcache.policy import INFINITY, Policy, Rank, Stack
 
 S = TypeVar("S", bound=Stack)
-Entry = tuple[int, float, float, int, S, tuple[str, ...], Rank]  # rank, freed, number; the rank again
+Entry = tuple[int, float, float, tuple[int, int], S, tuple[str, ...], Rank]  # rank, freed, number; the rank again
 
 SPARE = 64  # stale entries that a heap may always have
 
@@ -41,12 +41,15 @@ class Order(Generic[S]):
         """All stacks, the first to go first, by the ranks as they are."""
         return (entry[4] for entry in sorted(self._entries.values()))
 
-    def add(self, stack: S, now: float) -> None:
-        """Put the stack in, or in its new place; it stays among equals where it was if `freed` is the same."""
-        number, freed = self._added, stack.freed
+    def add(self, stack: S, now: float, place: int | None = None) -> None:
+        """Put the stack in, or in its new place; it stays among equals where it was if `freed` is the same.
+
+        `place` among what was freed at once, the lowest first; None: behind what came before. All give one, or none.
+        """
+        number, freed = (self._added if place is None else place, self._added), stack.freed
         if (old := self._entries.get(stack)) is not None:
             self.discard(stack)
-            if old[2] == freed:
+            if old[2] == freed and place is None:
                 number = old[3]
         self._added += 1
         owners = tuple(stack.owners)

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
+from kvcache.curve import LogCurve
 from scheduler.histogram import LogBins, Spread
 
 DAY = 86_400.0
@@ -65,6 +66,14 @@ class Gap:
         area, risen = self._area(idle), self._risen(idle)
         later = {self._best[i], self._best[min(i + 1, GAPS.count - 1)]}
         return max((self._risen_at(j) - risen) / max(self._edge_areas()[j] - area, 1e-12) for j in later)
+
+    def curve(self) -> LogCurve:
+        """The retention index at the edges of the bins, as an engine can be told it."""
+        if not self._best:
+            self._best = self._majorant()
+        areas, risen = self._edge_areas(), [self._risen_at(i) for i in range(GAPS.count + 1)]
+        slopes = [(risen[j] - risen[i]) / max(areas[j] - areas[i], 1e-12) for i, j in enumerate(self._best)]
+        return LogCurve(GAPS.edges[0], DAY, [float(f"{slope:.3g}") for slope in slopes])
 
     def _risen(self, seconds: float) -> float:
         return (1 - self.never) * self.spread.below(seconds)

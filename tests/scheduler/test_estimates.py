@@ -165,6 +165,15 @@ def test_the_index_of_a_session_that_is_late_falls_and_ends_at_zero() -> None:
     assert indices[-1] == indices[-2] == 0
 
 
+@pytest.mark.parametrize("median", [1.0, 20.0, 400.0])
+def test_the_curve_that_an_engine_is_told_is_the_index_at_the_start_of_each_bin(median: float) -> None:
+    gap = Gap(GAPS.log_normal(median, 1.2), 0.1)
+    curve = gap.curve()
+    for edge in GAPS.edges[:-1]:
+        assert curve.index(edge * 1.0001) == pytest.approx(gap.index(edge), rel=0.02, abs=1e-4)
+    assert len(curve.values) == GAPS.count
+
+
 # Output lengths.
 
 

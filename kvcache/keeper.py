@@ -1,0 +1,94 @@
+"""What one engine knows of the owners of its KV: their steps, their blocks in both tiers, and what was foretold."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from kvcache.ledger import ANONYMOUS, DEVICE, Key, Ledger
+from kvcache.policy import Hint, Policy
+from kvcache.tier import Tier
+
+MOST_STRANGERS = 4096
+"""Owners without a block or a step of which something may have been told, the latest."""
+
+
+class Keeper:
+    """The events of an engine, passed on to ledger, policy and the order of both tiers. Times in seconds.
+
+    `device` names its blocks by number, `host` by key; `block` tokens each.
+    """
+
+    def __init__(self, policy: Policy, block: int) -> None:
+        self.policy, self.block = policy, block
+        self.ledger = Ledger()
+        self.device: Tier[int] = Tier(policy, self.ledger, block)
+        self.host: Tier[Key] = Tier(policy, self.ledger, block)
+        self._strangers: OrderedDict[str, None] = OrderedDict()
+
+    def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> None:
+        """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows."""
+        self._strangers.pop(owner, None)
+        if owner != ANONYMOUS:
+            self.policy.started(owner, now)
+        self.ledger.began(owner, keys, now)
+        self._changed(owner, now)
+
+    def wrote(self, owner: str, role: str | None, keys: Sequence[Key], now: float) -> None:
+        """A step leaves these blocks: it ends, or was preempted and waits on."""
+        self.ledger.wrote(owner, role, keys, now)
+
+    def left(self, owner: str, tokens: int, now: float) -> None:
+        """The step has ended, well or not, with so many tokens of context."""
+        if owner != ANONYMOUS:
+            self.policy.finished(owner, tokens, now)
+        self.ledger.left(owner)
+        self._changed(owner, now)
+        self.sweep()
+
+    def told(self, owner: str, hint: Hint, now: float) -> bool:
+        """Something is foretold of an owner. False where nothing of it is known here: it is kept for a while."""
+        self.policy.told(owner, hint, now)
+        self._changed(owner, now)
+        if owner in self.ledger:
+            return True
+        self._strangers[owner] = None
+        self._strangers.move_to_end(owner)
+        if len(self._strangers) > MOST_STRANGERS:
+            self.policy.forgotten(self._strangers.popitem(last=False)[0])
+        return False
+
+    def released(self, owner: str, now: float) -> bool:
+        """The owner's KV is dead. False where nothing of it is known here."""
+        known = owner in self.ledger
+        self.policy.released(owner, now)
+        self.ledger.released(owner, now)
+        self._changed(owner, now)
+        self.sweep()
+        if not known:
+            self._strangers.pop(owner, None)
+            self.policy.forgotten(owner)
+        return known
+
+    def sweep(self) -> None:
+        """Forget what was told of owners that have no block any more."""
+        while self.ledger.forgotten:
+            owner, _ = self.ledger.forgotten.popitem()
+            if owner not in self.ledger:
+                self.policy.forgotten(owner)
+
+    def held(self, owner: str) -> tuple[int, int]:
+        """Tokens of an owner on the device and on the host."""
+        device, host = self.ledger.held(owner)
+        return device * self.block, host * self.block
+
+    def cleared(self, tier: int) -> None:
+        """A tier was emptied."""
+        (self.device if tier == DEVICE else self.host).clear()
+        self.ledger.clear(tier)
+        self.sweep()
+
+    def _changed(self, owner: str, now: float) -> None:
+        if owner != ANONYMOUS:
+            self.device.order.changed(owner, now)
+            self.host.order.changed(owner, now)

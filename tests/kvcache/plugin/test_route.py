@@ -1,0 +1,63 @@
+"""The internal route: what it passes to the engine, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvcache.plugin import route
+
+
+class Engine:
+    """A client of an engine whose scheduler repeats what it is told, or is vLLM's own."""
+
+    def __init__(self, stock: bool = False) -> None:
+        self.stock = stock
+
+    async def call_utility_async(self, method: str, message: dict[str, Any]) -> dict[str, Any]:
+        if self.stock:
+            raise Exception("Call to scheduler method failed: 'Scheduler' object is not callable")
+        return {"method": method, "told": message}
+
+
+def asked(body: bytes, method: str = "POST", stock: bool = False) -> tuple[int, Any]:
+    sent: list[dict[str, Any]] = []
+    parts = [body[at : at + 1000] for at in range(0, len(body), 1000)] or [b""]
+    coming = iter([{"type": "http.request", "body": part, "more_body": part is not parts[-1]} for part in parts])
+    state = SimpleNamespace(engine_client=SimpleNamespace(engine_core=Engine(stock)))
+
+    async def receive() -> Any:
+        return next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(route.control({"method": method, "app": SimpleNamespace(state=state)}, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_a_message_reaches_the_scheduler_and_its_answer_comes_back() -> None:
+    message = {"actions": [{"text": "x" * 3000}]}
+    assert asked(json.dumps(message).encode()) == (200, {"method": "scheduler", "told": message})
+
+
+@pytest.mark.parametrize(("body", "method", "status"), [
+    (b"{}", "GET", 405), (b"{", "POST", 400), (b"", "POST", 400), (b"[]", "POST", 400), (b"[" * 100_000, "POST", 400),
+])  # fmt: skip
+def test_what_is_no_message_is_refused(body: bytes, method: str, status: int) -> None:
+    assert asked(body, method)[0] == status
+
+
+def test_what_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "LONGEST", 1500)
+    assert asked(b'"' + b"x" * 4000 + b'"')[0] == 413
+
+
+def test_a_stock_scheduler_is_told_apart_from_one_that_failed() -> None:
+    status, answer = asked(b"{}", stock=True)
+    assert status == 501
+    assert "not callable" in answer["error"]

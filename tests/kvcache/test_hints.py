@@ -1,0 +1,161 @@
+"""What an engine does with what it is told, however silly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcache import hints
+from kvcache.hints import ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED, Hints
+from kvcache.keeper import MOST_STRANGERS, Keeper
+from kvcache.ledger import DEVICE
+from kvcache.policy import KNOWN, UNKNOWN
+from kvcache.retention import Retention
+
+
+def message(*actions: tuple[str, dict[str, Any]], name: str = "m1") -> dict[str, Any]:
+    listed = [
+        {"action_id": str(number), "action_type": kind, "action_version": 1, "payload": payload}
+        for number, (kind, payload) in enumerate(actions)
+    ]
+    return {"protocol_version": 1, "message_id": name, "actions": listed}
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    """One with two owners of a block each."""
+    kept = Keeper(Retention(), 16)
+    for owner in "ab":
+        kept.began(owner, (), 0.0)
+        kept.wrote(owner, None, (owner,), 0.0)
+        kept.ledger.gained(owner, DEVICE)
+        kept.left(owner, 16, 0.0)
+        kept.device.put([(ord(owner), owner)], 0.0)
+    return kept
+
+
+def statuses(answers: list[dict[str, str]]) -> list[str]:
+    return [answer["status"] for answer in answers]
+
+
+def first(keeper: Keeper, now: float) -> str:
+    ((_, key),) = keeper.device.take(1, now)
+    return str(key)
+
+
+def test_what_is_needed_sooner_is_kept_longer(keeper: Keeper) -> None:
+    told = message(("kv.retain", {"owner": "a", "next_use": 5}), ("kv.retain", {"owner": "b", "next_use": 50}))
+    assert statuses(Hints(keeper).handle(told, 10.0)) == [ACCEPTED, ACCEPTED]
+    assert first(keeper, 11.0) == "b"
+
+
+def test_a_gap_is_told_as_its_index_against_the_idle_time(keeper: Keeper) -> None:
+    """After two idle seconds it falls to nothing."""
+    index = {"first": 1, "last": 4, "values": [4, 0.01]}
+    told = message(
+        ("kv.retain", {"owner": "a", "index": index, "idle": 5}), ("kv.retain", {"owner": "b", "index": index})
+    )
+    assert statuses(Hints(keeper).handle(told, 10.0)) == [ACCEPTED, ACCEPTED]
+    assert first(keeper, 11.0) == "a"
+
+
+@pytest.mark.parametrize("index", [
+    None, 3, {}, {"first": 1, "last": 4, "values": []}, {"first": 4, "last": 1, "values": [1]},
+    {"first": 0, "last": 1, "values": [1]}, {"first": 1, "last": 2, "values": ["x"]},
+    {"first": 1, "last": 2, "values": [1] * 257}, {"first": 1, "values": [1]},
+])  # fmt: skip
+def test_what_is_no_index_is_rejected(keeper: Keeper, index: object) -> None:
+    assert statuses(Hints(keeper).handle(message(("kv.retain", {"owner": "a", "index": index})), 1.0)) == [REJECTED]
+
+
+def test_what_is_released_goes_first_and_its_owner_is_gone_with_its_last_block(keeper: Keeper) -> None:
+    engine = Hints(keeper)
+    assert statuses(engine.handle(message(("kv.release", {"owner": "b"})), 10.0)) == [ACCEPTED]
+    assert first(keeper, 11.0) == "b"
+    assert statuses(engine.handle(message(("kv.release", {"owner": "b"}), name="m2"), 12.0)) == [REJECTED]
+
+
+def test_priorities_are_passed_on_and_kept(keeper: Keeper) -> None:
+    asked: list[str] = []
+    engine = Hints(keeper, reordered=asked.append)
+    engine.handle(message(("weft.priority", {"owner": "a", "priority": -3})), 1.0)
+    assert (asked, dict(engine.priorities)) == (["a"], {"a": -3.0})
+
+
+def test_an_engine_says_what_it_cannot_do(keeper: Keeper) -> None:
+    told = message(("kv.prefetch", {"owner": "a"}), ("weft.priority", {"owner": "a", "priority": 1}), ("kv.pin", {}))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [UNSUPPORTED] * 3
+    assert statuses(Hints(keeper).handle(told | {"protocol_version": 2, "message_id": "x"}, 1.0)) == [UNSUPPORTED]
+
+
+@pytest.mark.parametrize("payload", [
+    {}, {"owner": ""}, {"owner": 7}, {"owner": "a" * 129}, {"owner": "a", "next_use": "soon"},
+    {"owner": "a", "next_use": float("nan")}, {"owner": "a", "idle": True}, {"owner": "a", "index": None}, {"owner": "a", "next_use": 10**400},
+])  # fmt: skip
+def test_what_cannot_be_understood_is_rejected_alone(keeper: Keeper, payload: dict[str, Any]) -> None:
+    told = message(("kv.retain", payload), ("kv.retain", {"owner": "b", "next_use": 5}))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [REJECTED, ACCEPTED]
+
+
+def test_figures_out_of_range_are_clipped(keeper: Keeper) -> None:
+    told = message(("kv.retain", {"owner": "a", "next_use": -5}), ("kv.retain", {"owner": "b", "next_use": 1e30}))
+    assert statuses(Hints(keeper).handle(told, 10.0)) == [CLIPPED, CLIPPED]
+    assert first(keeper, 11.0) == "b"
+
+
+def test_a_message_that_is_sent_again_is_not_carried_out_again(keeper: Keeper) -> None:
+    engine = Hints(keeper)
+    engine.handle(message(("kv.retain", {"owner": "a", "next_use": 5})), 1.0)
+    engine.handle(message(("kv.release", {"owner": "a"}), name="m2"), 2.0)
+    again = engine.handle(message(("kv.retain", {"owner": "a", "next_use": 5})), 3.0)
+    assert again == [{"status": REJECTED, "reason": "sent before"}]
+    assert first(keeper, 4.0) == "a"
+
+
+def test_a_million_unknown_owners_are_forgotten_again(keeper: Keeper) -> None:
+    engine = Hints(keeper, reordered=lambda owner: None)
+    for start in range(0, 30_000, 10_000):
+        actions = [("kv.retain", {"owner": f"o{n}", "next_use": 1}) for n in range(start, start + 10_000)]
+        assert set(statuses(engine.handle(message(*actions, name=str(start)), 1.0))) == {REJECTED}
+    assert isinstance(keeper.policy, Retention)
+    assert len(keeper.policy._hints) <= MOST_STRANGERS + 2
+    assert keeper.policy.rank(next(iter(keeper.device.order)), 2.0)[0] == UNKNOWN
+
+
+def test_more_actions_than_are_read_are_said_to_be(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints, "MOST_ACTIONS", 1)
+    told = message(("kv.retain", {"owner": "a", "next_use": 5}), ("kv.retain", {"owner": "b", "next_use": 5}))
+    answers = Hints(keeper).handle(told, 1.0)
+    assert answers[0]["status"] == ACCEPTED
+    assert answers[1] == {"status": CLIPPED, "reason": "1 actions were not read"}
+
+
+def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keeper) -> None:
+    Hints(keeper).handle(message(("kv.retain", {"owner": "c", "next_use": 5})), 1.0)
+    keeper.began("c", (), 2.0)
+    keeper.wrote("c", None, ("c",), 3.0)
+    keeper.ledger.gained("c", DEVICE)
+    keeper.left("c", 16, 3.0)
+    keeper.device.put([(99, "c")], 3.0)
+    assert [keeper.policy.rank(stack, 4.0)[0] for stack in keeper.device.order] == [UNKNOWN, UNKNOWN, KNOWN]
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "b", "c", "kv.retain", ""]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["owner", "next_use", "idle", "index", "first", "last", "values", "priority", "payload"]), inner, max_size=5
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(["kv.retain", "kv.release", "kv.prefetch", "weft.priority"]), json)))
+def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None:
+    kept = Keeper(Retention(), 16)
+    engine = Hints(kept, prefetch=lambda owner, within: True, reordered=lambda owner: None)
+    answers = engine.handle(message(*actions), 1.0)
+    assert len(answers) == len(actions)
+    engine.handle(actions, 2.0)
