@@ -7,10 +7,10 @@
 Each repetition draws sessions, and each player gets them with a line in front that no cache has seen; who begins
 alternates. AIPerf's figures are those that it reports itself, but for the time of a session, which it does not: that is
 from its records, first request sent to last one ended. Its calls end with their last chunk that has text, ours with the
-end of the stream; its first token is the first chunk with text, ours the first after the role's. While it plays it
-keeps a core busy, which engines on the same machine feel. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf by
-hand: docs/measuring.md has the command. Only runs of one session at a time can be written so: AIPerf replays a session
-as a list of turns.
+end of the stream. While it plays it keeps a core busy, which engines on the same machine feel: with `--spin` our player
+does so, too, so that the two can be told apart from the rest. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf
+by hand: docs/measuring.md has the command. Only runs of one session at a time can be written so: AIPerf replays a
+session as a list of turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import json
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,12 @@ LONGEST = 3600.0
 MILLISECONDS = 1000.0
 
 FIGURES = (
-    "calls", "errors", "prompt_tokens", "output_tokens", "cached_share", "ttft_p50", "ttft_p90", "ttft_p99",
-    "call_mean", "call_p50", "call_p99", "session_mean", "session_p95", "calls_per_second", "output_tokens_per_second",
+    "calls", "errors", "prompt_tokens", "output_tokens", "cached_share", "text_p50", "text_p90", "text_p99",
+    "call_mean", "call_p50", "call_p99", "session_mean", "session_p95", "calls_per_second",
+    "output_tokens_per_second",
 )  # fmt: skip
-"""Tokens are sums; ttft, call and session are seconds: to the first token, to the last, of a whole session."""
+"""Tokens are sums; text, call and session are seconds: to the first chunk with text (AIPerf calls it the first token),
+to the last chunk, and of a whole session."""
 
 TOKENS = {"prompt": "prompt_tokens", "output": "completion_tokens", "cached": "prompt_cache_read_tokens"}
 
@@ -106,7 +110,7 @@ def reported(out: Path) -> Figures:
         "prompt_tokens": tokens["prompt"],
         "output_tokens": tokens["output"],
         "cached_share": tokens["cached"] / tokens["prompt"] if tokens["prompt"] else None,
-        **{f"ttft_{one}": _summed(summary, "time_to_first_token", one, MILLISECONDS) for one in ("p50", "p90", "p99")},
+        **{f"text_{one}": _summed(summary, "time_to_first_token", one, MILLISECONDS) for one in ("p50", "p90", "p99")},
         "call_mean": _summed(summary, "request_latency", "avg", MILLISECONDS),
         **{f"call_{one}": _summed(summary, "request_latency", one, MILLISECONDS) for one in ("p50", "p99")},
         **_spread(seconds),
@@ -120,7 +124,7 @@ def played(found: Played) -> Figures:
     done = [call for call in found.calls if call.finished is not None and call.first_token is not None]
     if not done:
         raise BenchError(f"no call was answered: {found.calls[0].error if found.calls else 'none was sent'}")
-    first = [(call.first_token or 0.0) - call.sent for call in done]
+    first = [(call.first_text or call.finished or 0.0) - call.sent for call in done]
     whole = [(call.finished or 0.0) - call.sent for call in done]
     seconds = _sessions((call.run, call.sent, call.finished or call.sent) for call in done)
     prompt, output = sum(call.prompt for call in done), sum(call.output for call in done)
@@ -131,7 +135,7 @@ def played(found: Played) -> Figures:
         "prompt_tokens": float(prompt),
         "output_tokens": float(output),
         "cached_share": sum(call.cached for call in done) / prompt,
-        **{f"ttft_p{one}": percentile(first, one) for one in (50, 90, 99)},
+        **{f"text_p{one}": percentile(first, one) for one in (50, 90, 99)},
         "call_mean": mean(whole),
         **{f"call_p{one}": percentile(whole, one) for one in (50, 99)},
         **_spread(seconds),
@@ -180,6 +184,20 @@ def _summed(summary: Mapping[str, Any], tag: str, statistic: str, over: float = 
     return None if value is None else value / over
 
 
+@contextmanager
+def _spinning(asked: bool) -> Iterator[None]:
+    """Keep a core busy, where that is asked for."""
+    if not asked:
+        yield
+        return
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
 class Pair:
     """Both players before one server, with the sessions of a workload."""
 
@@ -211,7 +229,8 @@ class Pair:
         front = Stock()
         await front.start(self.server, self.workload)
         player = Player(self.server.http, front, texts, self.server.model, 32)
-        return played(await player.closed(runs, [(0.0, 0.0)] * self.asked.live))
+        with _spinning(self.asked.spin):
+            return played(await player.closed(runs, [(0.0, 0.0)] * self.asked.live))
 
     async def _theirs(self, runs: Sequence[Run], texts: Texts, rep: int) -> Figures:
         out, asked = self.asked.out / f"aiperf-{rep}", self.asked
@@ -264,6 +283,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="builtin", help="for AIPerf: a folder; builtin is downloaded")
     parser.add_argument("--live", type=int, default=8, help="sessions at once")
     parser.add_argument("--sessions", type=int, default=24)
+    parser.add_argument("--spin", action="store_true", help="keep a core busy beside our player, as AIPerf does")
     parser.add_argument("--sessions-only", action="store_true", help="only write DIR/sessions.jsonl")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)

@@ -119,6 +119,7 @@ class Player:
             record.worker = record.worker or exchange.worker
             if exchange.times and exchange.error is None:
                 record.first_token = exchange.times[0] - self._began
+                record.first_text = exchange.text and exchange.text - self._began
         record.error = exchange.error
         if exchange.error is not None or exchange.ended is None:
             return

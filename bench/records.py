@@ -11,6 +11,7 @@ class CallRecord:
     from the host tier.
 
     `ideal` tokens are what a cache without limit would have had. `first_token` and `finished` are None after an error.
+    `first_text` is when the first chunk came whose tokens are text, where that was seen.
     """
 
     run: str
@@ -28,6 +29,7 @@ class CallRecord:
     hosted: int = 0
     held: float | None = 0.0
     error: str | None = None
+    first_text: float | None = None
 
 
 @dataclass(slots=True)

@@ -20,10 +20,11 @@ class Exchange:
     """Fills as the answer comes, so that one that is cut off is known as far as it came. Times by `perf_counter`.
 
     `times`: of each generated chunk. The chunk with the role alone does not count; later ones do even when their
-    tokens are no text. `error` is why it failed, None where it did not.
+    tokens are no text. `text`: when the first came that is some. `error` is why it failed, None where it did not.
     """
 
     times: list[float] = field(default_factory=list)
+    text: float | None = None
     ended: float | None = None
     usage: dict[str, Any] = field(default_factory=dict)
     worker: str = ""
@@ -53,7 +54,7 @@ class Exchange:
 
     def _event(self, line: bytes) -> None:
         # In a JSON string the quotes would be escaped, so that these bytes are the fields themselves.
-        if self.times and b'"usage"' not in line and b'"error"' not in line:
+        if self.text is not None and b'"usage"' not in line and b'"error"' not in line:
             self.times.append(perf_counter())
             return
         data = orjson.loads(line[6:])
@@ -62,8 +63,11 @@ class Exchange:
         if choices := data.get("choices"):
             self._chunks += 1
             delta = choices[0].get("delta") or {}
-            if self._chunks > 1 or any(delta.get(name) for name in CONTENT):
+            said = any(delta.get(name) for name in CONTENT)
+            if self._chunks > 1 or said:
                 self.times.append(perf_counter())
+            if said and self.text is None:
+                self.text = self.times[-1]
         if data.get("usage"):
             self.usage = data["usage"]
 

@@ -41,7 +41,7 @@ def test_a_run_with_sub_agents_is_no_list_of_turns() -> None:
 def test_the_figures_of_both_players_are_of_the_same_things(tmp_path: Path) -> None:
     """Two sessions, a second apart: calls of two seconds whose first token takes half a second."""
     calls = [
-        records.call(run, start, start + 0.5, start + 2.0, prompt=100, output=10, cached=60)
+        records.call(run, start, start + 0.4, start + 2.0, prompt=100, output=10, cached=60, first_text=start + 0.5)
         for run, start in (("a", 0.0), ("a", 3.0), ("b", 1.0))
     ]
     ours = played(records.played(calls, [records.run("a", 0.0, 5.0), records.run("b", 1.0, 3.0)]))
@@ -67,4 +67,4 @@ def test_the_figures_of_both_players_are_of_the_same_things(tmp_path: Path) -> N
     theirs = reported(tmp_path)
     assert theirs == pytest.approx(ours)
     assert ours["session_mean"] == pytest.approx(3.5)
-    assert "| ttft_p50 | 0.5 | 0.5 | 1.000 |" in table({OURS: [ours], THEIRS: [theirs]})
+    assert "| text_p50 | 0.5 | 0.5 | 1.000 |" in table({OURS: [ours], THEIRS: [theirs]})
