@@ -8,9 +8,8 @@ Each repetition draws sessions, and each player gets them with a line in front t
 alternates. AIPerf's figures are those that it reports itself, but for the time of a session, which it does not: that is
 from its records, first request sent to last one ended. Its calls end with their last chunk that has text, ours with the
 end of the stream. While it plays it keeps a core busy, which engines on the same machine feel: with `--spin` our player
-does so, too, so that the two can be told apart from the rest. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf
-by hand: docs/measuring.md has the command. Only runs of one session at a time can be written so: AIPerf replays a
-session as a list of turns.
+does so, too. `--sessions-only` writes DIR/sessions.jsonl, to run AIPerf by hand: docs/measuring.md has the command.
+Only runs of one session can be written so: AIPerf replays a session as a list of turns.
 """
 
 from __future__ import annotations
