@@ -69,12 +69,11 @@ class Ledger:
 
     A key is known from `wrote` until its last copy is lost, so that all of a step's new keys must be `gained` after it.
     An owner is known while it has a known block or a step that waits or runs; `forgotten` collects those that are not
-    any more, `moved` those whose blocks have come or gone, to be emptied by whoever reads them.
+    any more, to be emptied by whoever reads it.
     """
 
     def __init__(self) -> None:
         self.forgotten: dict[str, None] = {}
-        self.moved: dict[str, None] = {}
         self._spans: dict[Key, Span] = {}
         self._copies: tuple[dict[Key, int], dict[Key, int]] = ({}, {})
         self._lines: dict[str, Sequence[Key]] = {}
@@ -148,7 +147,6 @@ class Ledger:
         span = self._spans[key]
         self._copies[tier][key] = self._copies[tier].get(key, 0) + 1
         span.tiers[tier] += 1
-        self._note(span)
 
     def lost(self, key: Key, tier: int) -> None:
         """A tier has one copy less. The last one gone, the block is not known any more."""
@@ -157,7 +155,6 @@ class Ledger:
             return
         span = self._spans[key]
         span.tiers[tier] -= 1
-        self._note(span)
         copies[key] -= 1
         if copies[key]:
             return
@@ -227,10 +224,13 @@ class Ledger:
         return list(groups.items())
 
     def _own_span(self, owner: str) -> Span:
-        """A span that is this owner's alone: the latest that it has, or a new one."""
+        """A span that is this owner's alone: the latest that it has, or a new one.
+
+        What one anonymous step leaves is a span of its own: if somebody takes a part of it over, only that is parted.
+        """
         mine = self._of.setdefault(owner, {})
         latest = next(reversed(mine), None)
-        if latest is None or len(latest.owners) > 1:
+        if latest is None or len(latest.owners) > 1 or owner == ANONYMOUS:
             latest = Span((owner,))
             mine[latest] = None
         return latest
@@ -260,15 +260,14 @@ class Ledger:
         self._roles[role] = (branch, keys)
         if len(self._roles) > MOST_ROLES:
             self._roles.popitem(last=False)
-        if last is not None and last[0] != branch:
-            self._own(role, keys[: _common(last[1], keys)], now)
+        if last is None or last[0] == branch:
+            return
+        if same := _common(last[1], keys):
+            self._own(role, keys[:same], now)
             for span in self._of.get(role, ()):
                 span.roles[role] = None
-
-    def _note(self, span: Span) -> None:
-        """Blocks have come or gone: the owners that it is ranked by have moved."""
-        for owner in span.ranked_by:
-            self.moved[owner] = None
+        else:
+            self._disown(role, self._lines.pop(role, ()), now)
 
     def _unlink(self, owner: str, span: Span) -> None:
         if (mine := self._of.get(owner)) is not None:

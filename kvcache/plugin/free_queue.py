@@ -112,6 +112,7 @@ class OwnerQueue:
     def _put(self, blocks: list[KVCacheBlock], last: bool) -> None:
         ranked: list[tuple[int, Key]] = []
         now = self._clock()
+        self._adopt(blocks, now)
         for block in blocks:
             number, key = block.block_id, key_of(block)
             if key is None:
@@ -120,14 +121,18 @@ class OwnerQueue:
                 if not last:
                     self._spare.move_to_end(number, last=False)
                 continue
-            if self._keys[number] != key:
-                if self._keeper.ledger.span(key) is None:
-                    self._keeper.wrote(ANONYMOUS, None, (key,), now)
-                self._declare(number, key)
+            self._declare(number, key)
             ranked.append((number, key))
         if ranked:
             self._keeper.device.put(ranked, now)
         self.num_free_blocks += len(blocks)
+
+    def _adopt(self, blocks: list[KVCacheBlock], now: float) -> None:
+        """What no owner has declared is nobody's."""
+        ledger = self._keeper.ledger
+        found = dict.fromkeys(key for block in blocks if (key := key_of(block)) is not None)
+        if unknown := [key for key in found if ledger.span(key) is None]:
+            self._keeper.wrote(ANONYMOUS, None, unknown, now)
 
     def _declare(self, number: int, key: Key) -> None:
         if self._keys[number] != key:
