@@ -18,20 +18,18 @@ import argparse
 import asyncio
 import itertools
 import json
-import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from bench import machine
-from bench.attached import Attached
+from bench.attached import Attached, afresh
 from bench.cells import write_json
 from bench.errors import BenchError
 from bench.metrics import mean, percentile, rounded
@@ -144,7 +142,7 @@ def played(found: Played) -> Figures:
 
 
 def table(found: Mapping[str, Sequence[Figures]]) -> list[str]:
-    """Markdown: each figure of both players, mean [least..greatest], and the mean ratio of AIPerf's to ours."""
+    """Markdown: each figure of both players, mean [least..greatest], and AIPerf's over ours."""
     rows = [f"| | {OURS} | {THEIRS} | ratio, each repetition |", "|---|---:|---:|---|"]
     for name in FIGURES:
         ours, theirs = ([one[name] for one in found[player]] for player in (OURS, THEIRS))
@@ -207,7 +205,7 @@ class Pair:
         """One repetition: each player in its turn."""
         found: dict[str, Figures] = {}
         for player in (OURS, THEIRS) if rep % 2 == 0 else (THEIRS, OURS):
-            runs = self._runs(rep)
+            runs = self.runs(rep)
             texts = await calibrate(self.server.http, self.server.urls[0], self.server.model, rep, runs)
             print(f"repetition {rep + 1}: {player}, {len(runs)} sessions", flush=True)
             found[player] = await (self._ours(runs, texts) if player == OURS else self._theirs(runs, texts, rep))
@@ -219,10 +217,9 @@ class Pair:
         with path.open("wb") as file:
             file.writelines(lines(runs, texts, self.server.model))
 
-    def _runs(self, rep: int) -> list[Run]:
-        mark = secrets.token_hex(4)
-        drawn = itertools.islice(self.workload.draw(self.asked.seed + rep), self.asked.sessions)
-        return [replace(run.again(f"@{mark}"), tenant="default") for run in drawn]
+    def runs(self, rep: int) -> list[Run]:
+        """The sessions of a repetition, each time with text that no cache has seen."""
+        return list(itertools.islice(afresh(self.workload).draw(self.asked.seed + rep), self.asked.sessions))
 
     async def _ours(self, runs: Sequence[Run], texts: Texts) -> Figures:
         front = Stock()
@@ -256,7 +253,7 @@ async def _compare(asked: argparse.Namespace) -> None:
     async with Attached(asked.url, None, 1 << 30) as server:
         pair = Pair(server, workload, asked)
         if asked.sessions_only:
-            runs = pair._runs(0)
+            runs = pair.runs(0)
             pair.write(runs, await calibrate(server.http, server.urls[0], server.model, asked.seed, runs),
                        asked.out / "sessions.jsonl")  # fmt: skip
             return
