@@ -66,13 +66,13 @@ E2 = {"most over SGLang": 1.25, "most over HiCache": 2.19}
 
 CODERS = (
     "stock", "stock-least-loaded", "vllm-router-cache-aware", "vllm-router-consistent-hash", "saga", "kvflow",
-    "continuum", "thunderagent", "index", "belady", "oracle-gate", "weft", "weft-forecast", "weft-hinted", "unlimited",
+    "continuum", "thunderagent", "index", "belady", "oracle-gate", "weft-attached", "weft", "weft-hinted", "unlimited",
 )  # fmt: skip
 SERVERS = (
     "stock", "stock-least-loaded", "vllm-router-cache-aware", "semaphore", "saga", "thunderagent", "weft",
     "weft-hinted",
 )  # fmt: skip
-TIERED = ("stock", "kvflow", "belady", "weft-forecast", "weft-hinted")
+TIERED = ("stock", "kvflow", "belady", "weft", "weft-hinted")
 LOADS = (0.75, 1.0, 2.0)
 LINKS = (6e9, 40e9)
 TIER = 6.0
@@ -220,7 +220,7 @@ def _completion(rows: Sequence[Row]) -> list[str]:
 def _belady(rows: Sequence[Row]) -> list[str]:
     lines = ["### SAGA: tokens computed again over those of Bélády's rule", ""]
     lines += [f"| system | published | {' | '.join(f'load {load:g}' for load in LOADS)} |", "|---|---|---|---|---|"]
-    for name in ("stock", "kvflow", "saga", "index", "weft-forecast", "weft-hinted"):
+    for name in ("stock", "kvflow", "saga", "index", "weft", "weft-hinted"):
         said, ratio = BELADY.get(name, ("", None))
         told = f"{said}: {ratio:.2f}" if ratio else "-"
         cells = []

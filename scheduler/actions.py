@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kvcache.policy import Hint
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -20,13 +22,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Send the step to `decision.worker`, on the account of `owner`."""
+    """Send the step to `decision.worker`, on the account of `owner`; of those that wait there the lowest `priority`
+    goes first."""
 
     step: str
     workflow: str
     session: str
     owner: str
     decision: Decision
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +51,42 @@ class Cancel:
     reason: str
 
 
-Action = Dispatch | Reject | Cancel
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """Tell the worker's engine what is foretold of an owner of its KV. Advice."""
+
+    worker: str
+    owner: str
+    hint: Hint
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell the worker's engine that the owner's KV is dead."""
+
+    worker: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Let the worker's engine bring the owner's KV to the device within so many seconds. Advice."""
+
+    worker: str
+    owner: str
+    within: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reprioritise:
+    """The owner's steps at the worker have another priority from now on."""
+
+    worker: str
+    owner: str
+    priority: int
+
+
+Advice = Retain | Release | Prefetch | Reprioritise
+"""What engines are told, where they can be: nothing depends on it."""
+
+Action = Dispatch | Reject | Cancel | Advice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.identity import Identity
@@ -68,7 +69,8 @@ class StepCancelled:
 class WorkerUp:
     """A worker can serve, or changed what it serves. `kv_tokens` is its KV capacity in tokens, 0 if unknown.
 
-    `incarnation` differs for each life of the worker: a restarted worker holds no KV.
+    `incarnation` differs for each life of the worker: a restarted worker holds no KV. `host_tokens` is the capacity of
+    its host tier; `advised` says that its engine takes advice, `fetches` that it can prefetch.
     """
 
     worker: str
@@ -76,6 +78,9 @@ class WorkerUp:
     models: tuple[str, ...]
     incarnation: str
     kv_tokens: int = 0
+    host_tokens: int = 0
+    advised: bool = False
+    fetches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,15 @@ class WorkerDown:
 
 
 @dataclass(frozen=True, slots=True)
+class ResidencyChanged:
+    """The worker's engine reports tokens on device and host: of owners for which they changed, or `full` of all."""
+
+    worker: str
+    owners: Mapping[str, Sequence[int]]
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class WorkflowFinished:
     """The client said that this workflow makes no further call."""
 
@@ -106,6 +120,11 @@ class Tick:
     """Time has passed; sent about once a second."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdviceDue:
+    """The engines can be told what has changed for them; sent about ten times a second."""
+
+
 Event = (
     StepArrived
     | FirstToken
@@ -115,6 +134,8 @@ Event = (
     | WorkerUp
     | WorkerDraining
     | WorkerDown
+    | ResidencyChanged
     | WorkflowFinished
     | Tick
+    | AdviceDue
 )

@@ -201,13 +201,20 @@ class Knowledge:
 
         Cheaper than `ahead`, as it waits until a tenth more has been learned before it looks at the template anew.
         """
-        key = _key(workflow)
+        foresight = self._lately(_key(workflow)).foresight
+        return foresight.next_use(workflow.progress.position(foresight.template))
+
+    def several_roles(self, workflow: Workflow) -> bool:
+        """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""
+        return len(self._lately(_key(workflow)).foresight.template.order) > 1
+
+    def _lately(self, key: Key) -> _Ready:
         program, kept = self.programs.get(key), self._ready.get(key)
         if kept is None or kept.declared is not self.declared.get(key) or (
             program is not None and program.learned.version > kept.version * GROWN
         ):  # fmt: skip
             kept = self._evaluated(key)
-        return kept.foresight.next_use(workflow.progress.position(kept.foresight.template))
+        return kept
 
     def _next(self, workflow: Workflow) -> Mapping[str | None, float]:
         program = self.programs.get(_key(workflow))

@@ -18,11 +18,15 @@ SHORTEST_SUMMARY = 256
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """A step in its run graph; the step that it repeats and that still counts; and the one that parted for it."""
+    """A step in its run graph; the step that it repeats and that still counts; and the one that parted for it.
+
+    `rewritten` is the branch of which it begins with a summary: nobody goes on with that.
+    """
 
     step: Step
     original: Step | None = None
     parted: Step | None = None
+    rewritten: Branch | None = None
 
 
 class Linker:
@@ -65,7 +69,8 @@ class Linker:
             self.lineage.arrived(step, prompt, opening or bool(original and original.opening))
         counts = original is not None and original.state in (PLACED, FINISHED)
         parted = kin.step if kin and kin.how == l.PARTS and not isinstance(scope, Session) else None
-        return Linked(step, original if counts else None, parted)
+        rewritten = kin.branch if kin and kin.how == l.REWRITES and kin.branch is not branch else None
+        return Linked(step, original if counts else None, parted, rewritten)
 
     def answered(self, step: Step, answer: Answer) -> None:
         """Learn what the step has put out."""

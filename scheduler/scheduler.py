@@ -9,8 +9,10 @@ from typing import Any
 from scheduler import graph as g
 from scheduler.actions import Action, Cancel, Decision, Dispatch, Reject
 from scheduler.events import (
+    AdviceDue,
     Event,
     FirstToken,
+    ResidencyChanged,
     StepArrived,
     StepCancelled,
     StepFailed,
@@ -21,10 +23,11 @@ from scheduler.events import (
     WorkerUp,
     WorkflowFinished,
 )
+from scheduler.keeping import Keeping, role_owner
 from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
 from scheduler.placement import FewestLive, Placement
-from scheduler.prompt import shorten
+from scheduler.residency import Residency
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
@@ -47,6 +50,7 @@ class Scheduler:
         self.linker = Linker(self.graph)
         self.knowledge = Knowledge()
         self.workers: dict[str, Worker] = {}
+        self.keeping = Keeping(self.knowledge, self.workers)
         self.running: dict[str, g.Step] = {}
         self._overdue: list[tuple[float, int, g.Session]] = []
         self._expected = 0
@@ -59,8 +63,10 @@ class Scheduler:
             WorkerUp: self._up,
             WorkerDraining: self._draining,
             WorkerDown: self._down,
+            ResidencyChanged: self._residency_changed,
             WorkflowFinished: self._workflow_finished,
             Tick: self._tick,
+            AdviceDue: lambda event, now: [*self.keeping.told(now)],
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -86,6 +92,8 @@ class Scheduler:
         step = linked.step
         if linked.parted:
             self.knowledge.parted(linked.parted)
+        if linked.rewritten:
+            self.keeping.given_up(linked.rewritten)
         self.knowledge.arrived(step, linked.original)
         for session in self.graph.crop(step.session.workflow):
             self._forget(session)
@@ -114,7 +122,7 @@ class Scheduler:
     def _owner(self, step: g.Step) -> str:
         """The account of the step's blocks in the engine: branch and role, as ids that mean nothing elsewhere."""
         tenant = step.session.workflow.tenant
-        return f"{step.branch.id}.r{shorten(tenant + chr(0) + (step.role or ''))}"
+        return f"{step.branch.id}.{role_owner(tenant, step.role)}"
 
     def _seat(self, step: g.Step, able: list[Worker]) -> Worker | None:
         """The worker that holds the session's KV, if it is one of `able` and has not restarted since."""
@@ -136,8 +144,10 @@ class Scheduler:
         old = session.seats.get(worker.pool)
         if old is not None and old != worker.seat:
             self.workers[old[0]].sessions.discard(session)
+            self.keeping.dead(session, old[0])
         session.seats[worker.pool] = worker.seat
         worker.sessions.add(session)
+        self.keeping.came(step, worker)
 
     def _refuse(self, step: g.Step, now: float) -> Reject:
         self._settle(step, g.FAILED if step.tried else g.REJECTED, now)
@@ -173,6 +183,7 @@ class Scheduler:
     def _first_token(self, event: FirstToken, now: float) -> list[Action]:
         if (step := self.running.get(event.step)) and step.first_token is None:
             step.first_token = now
+            return [*self.keeping.ahead(step)]
         return []
 
     def _finished(self, event: StepFinished, now: float) -> list[Action]:
@@ -183,7 +194,19 @@ class Scheduler:
                 self.linker.answered(step, event.answer)
             self.knowledge.finished(step)
             self._expect(step, now)
+            return self._keep(step)
         return []
+
+    def _keep(self, step: g.Step) -> list[Action]:
+        """What the step leaves is kept for the next one, or dead if the client said that none comes."""
+        if step.decision is not None:
+            usage = step.usage
+            self.workers[step.decision.worker].residency.guessed(step.branch.id, usage.prompt + usage.output)
+        if step.session.ended and not step.session.running:
+            self.keeping.dead(step.session)
+        else:
+            self.keeping.ended(step)
+        return [*self.keeping.returns(step)]
 
     def _expect(self, step: g.Step, now: float) -> None:
         """The session counts for its worker as long as its kind mostly takes to return: few clients say the end."""
@@ -231,7 +254,9 @@ class Scheduler:
         life = f"{event.incarnation}/{event.pool}"  # another model is another KV
         lost = self._lose(worker) if worker.incarnation != life else []
         worker.pool, worker.models = event.pool, frozenset(event.models)
-        worker.incarnation, worker.kv_tokens = life, event.kv_tokens
+        worker.incarnation, worker.kv_tokens, worker.host_tokens = life, event.kv_tokens, event.host_tokens
+        worker.advised, worker.fetches = event.advised, event.fetches
+        worker.residency.room = event.kv_tokens
         worker.up, worker.failed = True, False
         return lost
 
@@ -248,12 +273,14 @@ class Scheduler:
         """What the worker held is gone; whatever runs there is cut off."""
         worker.placed = 0
         worker.sessions.clear()
+        worker.residency = Residency(worker.kv_tokens)
         return [Cancel(step, f"worker {worker.id} is lost") for step in worker.running]
 
     def _workflow_finished(self, event: WorkflowFinished, now: float) -> list[Action]:
         if workflow := self.graph.get(event.tenant, event.workflow):
             workflow.finished = True
             self.knowledge.over(workflow)
+            self.keeping.over(workflow)
             for session in workflow.sessions.values():
                 session.ended = True
                 self._forget(session)
@@ -263,14 +290,21 @@ class Scheduler:
         self._lapse(now)
         for session in self.graph.quiet(now):
             self._leave(session)
+            self.keeping.quiet(session, now)
             if session.workflow.touched == session.touched:  # the last of its sessions
                 self.knowledge.over(session.workflow)
         for session in self.graph.forget(now):
             self._forget(session)
         return []
 
+    def _residency_changed(self, event: ResidencyChanged, now: float) -> list[Action]:
+        if worker := self.workers.get(event.worker):
+            worker.residency.reported(event.owners, event.full)
+        return []
+
     def _forget(self, session: g.Session) -> None:
         self._leave(session)
+        self.keeping.dead(session)
         self.knowledge.gone(session)
         self.linker.lineage.forget(session)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from scheduler.gaps import Gap
@@ -25,14 +26,14 @@ def summary(workflow: Workflow) -> dict[str, Any]:
     }
 
 
-def detail(workflow: Workflow, knowledge: Knowledge) -> dict[str, Any]:
+def detail(workflow: Workflow, knowledge: Knowledge, workers: Mapping[str, Worker]) -> dict[str, Any]:
     """`GET /v1/workflows/{id}`: the run graph, and what is expected of it."""
     return {
         "workflow": workflow.id,
         "tenant": workflow.tenant,
         "template": workflow.template,
         "state": workflow.state,
-        "sessions": [_session(session, knowledge) for session in workflow.sessions.values()],
+        "sessions": [_session(session, knowledge, workers) for session in workflow.sessions.values()],
         "steps": [_step(step) for step in workflow.steps],
         "ahead": None if workflow.finished else _ahead(knowledge.ahead(workflow)),
     }
@@ -75,12 +76,14 @@ def worker(seen: Worker) -> dict[str, Any]:
         "models": sorted(seen.models),
         "state": seen.state,
         "kv_tokens": seen.kv_tokens,
+        "host_tokens": seen.host_tokens,
+        "resident_owners": len(seen.residency),
         "running_steps": len(seen.running),
         "live_sessions": len(seen.sessions),
     }
 
 
-def _session(session: Session, knowledge: Knowledge) -> dict[str, Any]:
+def _session(session: Session, knowledge: Knowledge, workers: Mapping[str, Worker]) -> dict[str, Any]:
     seats = [name for name, _ in session.seats.values()]
     waits = session.state == "waiting" and (branch := latest(session)) is not None
     return {
@@ -89,8 +92,16 @@ def _session(session: Session, knowledge: Knowledge) -> dict[str, Any]:
         "parent": session.parent,
         "worker": seats[-1] if seats else None,
         "state": session.state,
+        "resident": _resident(session, workers),
         "returns": _returns(knowledge.gap(branch)) if waits and branch else None,
     }
+
+
+def _resident(session: Session, workers: Mapping[str, Worker]) -> dict[str, int]:
+    """Of its latest branch, on all workers."""
+    branch = latest(session)
+    held = [workers[name].residency.tokens(branch.id) for name, _ in session.seats.values()] if branch else []
+    return {"device": sum(device for device, _ in held), "host": sum(host for _, host in held)}
 
 
 def _returns(gap: Gap) -> dict[str, float]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 from scheduler.actions import Decision
 from scheduler.graph import Session, Step
+from scheduler.residency import Residency
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
     """One vLLM engine. `models` is empty until it was up once; `sessions` are the live ones seated on it.
 
-    `placed` counts the steps that were placed here, not continued, in this life.
+    `placed` counts the steps that were placed here, not continued, in this life. `host_tokens` is its host tier's
+    capacity; it takes advice where it is `advised`, prefetches where it `fetches`.
     """
 
     id: str
@@ -20,12 +22,16 @@ class Worker:
     models: frozenset[str] = frozenset()
     incarnation: str = ""
     kv_tokens: int = 0
+    host_tokens: int = 0
+    advised: bool = False
+    fetches: bool = False
     up: bool = False
     draining: bool = False
     failed: bool = False
     placed: int = 0
     running: dict[str, Step] = field(default_factory=dict)
     sessions: set[Session] = field(default_factory=set)
+    residency: Residency = field(default_factory=Residency)
     continues: Decision = field(init=False)
 
     def __post_init__(self) -> None:

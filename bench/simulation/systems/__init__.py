@@ -13,7 +13,14 @@ from bench.simulation.systems.saga import Saga
 from bench.simulation.systems.semaphore import Semaphore
 from bench.simulation.systems.stock import Stock, StockHash, StockLeastLoaded, StockRelease, StockRoundRobin, Unlimited
 from bench.simulation.systems.thunderagent import ThunderAgent
-from bench.simulation.systems.weft import Weft, WeftForecast, WeftHinted
+from bench.simulation.systems.weft import (
+    Weft,
+    WeftAttached,
+    WeftHinted,
+    WeftNoEvict,
+    WeftNoPrefetch,
+    WeftNoRelease,
+)
 
 SYSTEMS: dict[str, type[System]] = {
     system.name: system
@@ -37,7 +44,10 @@ SYSTEMS: dict[str, type[System]] = {
         OracleGate,
         Index,
         Weft,
-        WeftForecast,
+        WeftAttached,
+        WeftNoEvict,
+        WeftNoRelease,
+        WeftNoPrefetch,
         WeftHinted,
     )
 }

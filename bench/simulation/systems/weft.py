@@ -1,16 +1,16 @@
-"""Weft: the real scheduler core on the virtual clock, and what it foretells in the modelled engines."""
+"""Weft: the real scheduler core on the virtual clock, and what it tells the modelled engines."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.simulation.system import Holdings, System, Turn, role_of, session_of
-from bench.simulation.systems.index import recompute_per_token
-from bench.workloads.runs import Run
-from kvcache.policy import Hint, Policy
+from bench.simulation.system import System, Turn, role_of, session_of
+from bench.workloads.runs import Piece, Run
+from kvcache.policy import Policy
 from kvcache.retention import Retention
-from scheduler.actions import Dispatch
+from scheduler.actions import Action, Dispatch, Prefetch, Release, Retain
 from scheduler.events import (
+    AdviceDue,
     Event,
     FirstToken,
     StepArrived,
@@ -21,9 +21,8 @@ from scheduler.events import (
     WorkerUp,
     WorkflowFinished,
 )
-from scheduler.forecast import Key, RoleUses, forecast
-from scheduler.graph import Step, Workflow
 from scheduler.identity import Identity
+from scheduler.keeping import role_owner
 from scheduler.prompt import Answer, ToolCall
 from scheduler.scheduler import Scheduler
 from scheduler.template import Template
@@ -32,24 +31,30 @@ if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
 
 MODEL = "model"
+TICK = 10  # times that the engines are told what has changed, per second
 
 
-class Weft(System):
-    """Today's core over engines that keep their LRU: what runs on real engines today.
+class WeftAttached(System):
+    """The core over engines that keep their LRU, as vLLM servers without our plug-in do.
 
     Clients send what ordinary ones do, the ids of session and parent session; a role stands for the system prompt and
     tools, which the core reads. It is told nothing else: no program, no end, no output length, no gap.
     """
 
-    name = "weft"
+    name = "weft-attached"
     tick = 1.0
+    advised = False
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.scheduler = Scheduler()
         self.turns: dict[str, Turn] = {}
         for engine in cluster.engines:
-            self._handle(WorkerUp(_worker(engine.index), "pool", (MODEL,), "1", engine.kv_tokens))
+            up = WorkerUp(
+                _worker(engine.index), "pool", (MODEL,), "1", engine.kv_tokens, engine.tier_tokens, self.advised,
+                self.advised and engine.tier_tokens > 0,
+            )  # fmt: skip
+            self._handle(up)
 
     def arrived(self, turn: Turn) -> None:
         self.turns[_step(turn)] = turn
@@ -79,62 +84,83 @@ class Weft(System):
 
     def _handle(self, event: Event) -> None:
         for action in self.scheduler.handle(event, self.cluster.now):
-            if not isinstance(action, Dispatch):
-                raise RuntimeError(f"the core did not place a step: {action}")
-            self.cluster.send(self.turns[action.step], int(action.decision.worker))
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if not isinstance(action, Dispatch):
+            raise RuntimeError(f"the core did not place a step: {action}")
+        self.cluster.send(self.turns[action.step], int(action.decision.worker))
 
 
-class WeftForecast(Weft):
-    """The same clients; engines evict by the retention index, with what the core foretells. No engine can do so yet.
+class Weft(WeftAttached):
+    """The same clients; engines with our plug-in, which evict, release and prefetch as the core says."""
 
-    A session that waits is foretold by its learned gap; a role by the graph, declared or learned.
-    """
-
-    name = "weft-forecast"
+    name = "weft"
+    tick = 1 / TICK
+    advised = True
+    obeyed: tuple[type, ...] = (Retain, Release, Prefetch)
 
     def __init__(self, cluster: Cluster) -> None:
+        self._names: dict[str, str] = {}  # what the simulation calls an owner
+        self._latest: dict[str, Piece] = {}  # the prompt of its latest step
+        self._ticks = 0
         super().__init__(cluster)
-        self.roles = RoleUses()
-        self.cost = 0.0
 
     def policy(self) -> Policy:
         return Retention()
 
-    def arrived(self, turn: Turn) -> None:
-        super().arrived(turn)
-        if (step := self.scheduler.running.get(_step(turn))) is not None:
-            self._moved(step.session.workflow, turn)
-
     def finished(self, turn: Turn) -> None:
-        step = self.scheduler.running.get(_step(turn))
+        if turn.record.error is None:
+            self._latest[turn.owner] = turn.call.answer or turn.call.prompt
         super().finished(turn)
-        if step is None or turn.record.error is not None:
-            return
-        assert turn.worker is not None
-        hint = self.foretell(step, recompute_per_token(self.cluster.profile, turn))
-        self.cluster.engines[turn.worker].tell(turn.owner, hint)
-        self._moved(step.session.workflow, turn)
 
     def ticked(self) -> None:
-        super().ticked()
-        self._tell(self.roles.lapsed(self.cluster.now, self.cost))
+        self._ticks += 1
+        if self._ticks % TICK == 0:
+            self._handle(Tick())
+        self._handle(AdviceDue())
 
-    def foretell(self, step: Step, cost: float) -> Hint:
-        """What is foretold of the session of a step that has ended; `cost` in seconds for each token."""
-        self.cost = cost
-        return forecast(self.scheduler.knowledge, step, self.cluster.now, cost)
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Dispatch):
+            turn = self.turns[action.step]
+            self._names[action.owner.partition(".")[0]] = turn.owner
+            self._names[role_owner(turn.run.tenant, turn.call.role)] = role_of(turn.run.tenant, turn.call.role)
+            super()._act(action)
+        elif not isinstance(action, Retain | Release | Prefetch):
+            super()._act(action)
+        elif isinstance(action, self.obeyed) and (owner := self._names.get(action.owner)) is not None:
+            engine = self.cluster.engines[int(action.worker)]
+            if isinstance(action, Retain):
+                engine.tell(owner, action.hint)
+            elif isinstance(action, Release):
+                engine.release(owner)
+            elif (piece := self._latest.get(owner)) is not None:
+                engine.prefetch(piece)
 
-    def _moved(self, workflow: Workflow, turn: Turn) -> None:
-        worker = _worker(turn.worker or 0)
-        self._tell(self.roles.moved(self.scheduler.knowledge, workflow, worker, self.cluster.now, self.cost))
 
-    def _tell(self, hints: dict[Key, Hint]) -> None:
-        for (worker, tenant, role), hint in hints.items():
-            self.cluster.engines[int(worker)].tell(role_of(tenant, role), hint)
+class WeftNoEvict(Weft):
+    """As `weft`, but dead KV goes first and the rest by LRU."""
+
+    name = "weft-no-evict"
+    obeyed = (Release, Prefetch)
 
 
-class WeftHinted(WeftForecast):
-    """As `weft-forecast`, with clients that say all they can.
+class WeftNoRelease(Weft):
+    """As `weft`, but nothing is ever said to be dead."""
+
+    name = "weft-no-release"
+    obeyed = (Retain, Prefetch)
+
+
+class WeftNoPrefetch(Weft):
+    """As `weft`, but nothing is loaded before it is asked for."""
+
+    name = "weft-no-prefetch"
+    obeyed = (Retain, Release)
+
+
+class WeftHinted(Weft):
+    """As `weft`, with clients that say all they can.
 
     They name run and program, declare a template where they have one, say then which roles a call follows, and mark the
     end of each run.
@@ -145,7 +171,6 @@ class WeftHinted(WeftForecast):
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         self.declared: set[tuple[str, str]] = set()
-        self.held = Holdings()
 
     def began(self, run: Run) -> None:
         document = run.hints.get("template")
@@ -161,16 +186,8 @@ class WeftHinted(WeftForecast):
             after=tuple(dict.fromkeys(follows)), tenant=run.tenant, rule="agentic_context",
         )  # fmt: skip
 
-    def finished(self, turn: Turn) -> None:
-        super().finished(turn)
-        self.held.add(turn)
-
     def ended(self, run: Run) -> None:
-        workflow = self.scheduler.graph.get(run.tenant, run.id)
         self._handle(WorkflowFinished(run.tenant, run.id))
-        if workflow is not None:
-            self._tell(self.roles.over(workflow, self.cluster.now, self.cost))
-        self.held.release(run, self.cluster.engines)
 
 
 def _step(turn: Turn) -> str:

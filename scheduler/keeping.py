@@ -1,0 +1,168 @@
+"""Keeping: what the engines that hold a run's KV are told of it, and when.
+
+A branch that waits for its next step is foretold by its learned gap, or by the graph of its run where that says that
+its role runs next. A role, on whose account the common prefix of its steps is kept, is foretold by the graphs of all
+runs that can reach it. Events only note what has changed; `told` says it, some ten times a second.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from kvcache.policy import Hint
+from scheduler.actions import Advice, Prefetch, Release, Retain
+from scheduler.estimates import END, kind
+from scheduler.forecast import Forecast, Key
+from scheduler.graph import Branch, Session, Step, Workflow
+from scheduler.knowledge import Knowledge, latest
+from scheduler.prompt import shorten
+from scheduler.workers import Worker
+
+NEVER = float("inf")
+GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
+FETCHES = 4  # owners that are fetched ahead at once for one step
+SESSIONS = 256  # of a run, the latest, that its graph is asked for
+HORIZON = 60.0  # seconds; what runs later is fetched by a later step
+
+
+def role_owner(tenant: str, role: str | None) -> str:
+    """The owner on whose account the common prefix of a tenant's role is kept; it means nothing elsewhere."""
+    return f"r{shorten(tenant + chr(0) + (role or ''))}"
+
+
+class Keeping:
+    """Notes what changes for the owners of KV. `workers` are the core's: those that take no advice are told nothing."""
+
+    def __init__(self, knowledge: Knowledge, workers: dict[str, Worker]) -> None:
+        self.forecast = Forecast()
+        self._knowledge, self._workers = knowledge, workers
+        self._dead: dict[Key, None] = {}
+        self._waiting: dict[Branch, str] = {}
+        self._moved: dict[tuple[str, Workflow], None] = {}
+        self._over: dict[Workflow, None] = {}
+        self._branches: dict[str, Branch] = {}  # those whose next use the graph foretells
+
+    def came(self, step: Step, worker: Worker) -> None:
+        """A step was sent to a worker."""
+        self._waiting.pop(step.branch, None)
+        self._dead.pop((worker.id, step.branch.id), None)
+        self._note(step, worker)
+
+    def ended(self, step: Step) -> None:
+        """A step has ended well: its branch waits for the next one from now on."""
+        worker = self._advised(step.decision.worker if step.decision else "")
+        if worker is not None:
+            self._waiting[step.branch] = worker.id
+            self._note(step, worker)
+
+    def dead(self, session: Session, worker: str | None = None) -> None:
+        """What a session holds is dead, on all its workers or on one that it has left."""
+        names = [worker] if worker is not None else [name for name, _ in session.seats.values()]
+        for branch in session.branches:
+            self.given_up(branch, names)
+
+    def given_up(self, branch: Branch, workers: list[str] | None = None) -> None:
+        """What a branch holds is dead."""
+        names = workers if workers is not None else [name for name, _ in branch.session.seats.values()]
+        self._waiting.pop(branch, None)
+        for name in names:
+            if (worker := self._advised(name)) is not None:
+                self._dead[worker.id, branch.id] = None
+                worker.residency.dropped(branch.id)
+
+    def over(self, workflow: Workflow) -> None:
+        """The run makes no further call."""
+        self._over[workflow] = None
+        for session in workflow.sessions.values():
+            self.dead(session)
+
+    def quiet(self, session: Session, now: float) -> None:
+        """No step has come for long: the session is given up if as good as none returns so late."""
+        branch = latest(session)
+        if branch is None or self._knowledge.gap(branch).never_after(now - session.touched) >= GONE:
+            self.dead(session)
+
+    def told(self, now: float) -> list[Advice]:
+        """What the engines are to be told now."""
+        advice: list[Advice] = [Release(*key) for key in self._dead]
+        changed = self._foretold(now)
+        for branch, worker in self._waiting.items():
+            if (worker, branch.id) not in changed:
+                changed[worker, branch.id] = None
+                self._branches[branch.id] = branch
+        for (worker, owner), at in changed.items():
+            if (worker, owner) not in self._dead and self._advised(worker) is not None:
+                advice.append(Retain(worker, owner, self._hint(owner, at, now)))
+            if at is None:
+                self._branches.pop(owner, None)
+        self._dead, self._waiting = {}, {}
+        return advice
+
+    def ahead(self, step: Step) -> list[Advice]:
+        """The step decodes: what its run needs soon, where its worker can fetch it from the host tier."""
+        worker = self._advised(step.decision.worker if step.decision else "")
+        if worker is None or not worker.fetches:
+            return []
+        waits = self._owners(step.session.workflow, worker)
+        soon = sorted((wait, owner) for owner, wait in waits.items() if 0 < wait <= HORIZON)
+        return [Prefetch(worker.id, owner, wait) for wait, owner in soon[:FETCHES]]
+
+    def returns(self, step: Step) -> list[Advice]:
+        """The step has ended its session's turn: the one that called it goes on with the answer."""
+        parent = step.session.workflow.sessions.get(step.session.parent or "")
+        branch = latest(parent) if parent and not parent.running else None
+        if branch is None or kind(step.stop, step.tools) != END:
+            return []
+        seats = (self._advised(name) for name, _ in branch.session.seats.values())
+        return [Prefetch(worker.id, branch.id, HORIZON) for worker in seats if worker and worker.fetches]
+
+    def _note(self, step: Step, worker: Worker) -> None:
+        if worker.advised:
+            self._moved[worker.id, step.session.workflow] = None
+
+    def _advised(self, name: str) -> Worker | None:
+        worker = self._workers.get(name)
+        return worker if worker is not None and worker.up and worker.advised else None
+
+    def _foretold(self, now: float) -> dict[Key, float | None]:
+        """The owners whose next use by the graph may have changed."""
+        changed: dict[Key, float | None] = {}
+        for workflow in self._over:
+            changed |= self.forecast.over(_name(workflow))
+        for name, workflow in self._moved:
+            worker = self._advised(name)
+            if worker is not None and workflow not in self._over:
+                waits = self._owners(workflow, worker)
+                changed |= self.forecast.moved(_name(workflow), name, waits, now)
+        self._over, self._moved = {}, {}
+        return changed | self.forecast.lapsed(now)
+
+    def _owners(self, workflow: Workflow, worker: Worker) -> dict[str, float]:
+        """Seconds until the owners of a run on a worker run, as far as its graph says."""
+        if not self._knowledge.several_roles(workflow):
+            return {}  # of a single role, its sessions' gaps say more
+        waits = {role: wait for role, wait in self._knowledge.next_uses(workflow).items() if wait < NEVER}
+        owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
+        idle: dict[str, list[Session]] = {}
+        for session in islice(reversed(workflow.sessions.values()), SESSIONS):
+            if session.role in waits and not session.running and worker.seat in session.seats.values():
+                idle.setdefault(session.role or "", []).append(session)
+        for role, sessions in idle.items():
+            branch = latest(sessions[0]) if len(sessions) == 1 else None  # of several nobody knows which
+            if branch is not None and waits[role] > 0:
+                owners[branch.id] = waits[role]
+                self._branches[branch.id] = branch
+        return owners
+
+    def _hint(self, owner: str, at: float | None, now: float) -> Hint:
+        if at is not None:
+            return Hint(now, next_use=at)
+        branch = self._branches.get(owner)
+        last = branch.last if branch is not None else None
+        if branch is None or last is None or last.finished is None:
+            return Hint(now)
+        return Hint(last.finished, gap=self._knowledge.gap(branch))
+
+
+def _name(workflow: Workflow) -> str:
+    return f"{workflow.tenant}\0{workflow.id}"

@@ -1,0 +1,284 @@
+"""What the core tells the engines of the KV they hold: what is dead, who returns when, what to fetch ahead."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.actions import Action, Advice, Dispatch, Prefetch, Release, Retain
+from scheduler.events import (
+    AdviceDue,
+    FirstToken,
+    ResidencyChanged,
+    StepArrived,
+    StepFailed,
+    StepFinished,
+    Tick,
+    Usage,
+    WorkerDown,
+    WorkerUp,
+    WorkflowFinished,
+)
+from scheduler.graph import Limits
+from scheduler.identity import Identity
+from scheduler.keeping import role_owner
+from scheduler.prompt import Answer, ToolCall
+from scheduler.scheduler import Scheduler
+from scheduler.template import Template
+
+STAGES = {
+    "nodes": {"plan": {"seconds": 5}, "work": {"seconds": 20}, "check": {"seconds": 5}},
+    "edges": [
+        {"from": "plan", "to": "work", "gap_seconds": 1},
+        {"from": "work", "to": "check", "gap_seconds": 1},
+        {"from": "check", "to": "plan", "gap_seconds": 1},
+    ],
+    "starts": ["plan"],
+}
+
+
+class Core:
+    """A scheduler over workers whose engines take advice; runs declare how they go."""
+
+    def __init__(self, workers: int = 1, advised: bool = True, host: int = 0) -> None:
+        self.scheduler = Scheduler(limits=Limits(live_seconds=600.0, kept_seconds=3600.0))
+        for number in range(workers):
+            self.up(f"w{number}", advised=advised, host=host)
+        self.scheduler.knowledge.declare("t", Template.parse("stages", STAGES))
+        self.steps = 0
+
+    def up(self, worker: str, life: str = "1", advised: bool = True, host: int = 0) -> None:
+        self.scheduler.handle(WorkerUp(worker, "m", ("m",), life, 10_000, host, advised, host > 0), 0.0)
+
+    def arrive(self, run: str, session: str, now: float, **who: object) -> Dispatch:
+        self.steps += 1
+        identity = Identity(workflow=run, session=session, tenant="t", **who)  # type: ignore[arg-type]
+        actions = self.scheduler.handle(StepArrived(f"s{self.steps}", "m", identity), now)
+        (sent,) = [action for action in actions if isinstance(action, Dispatch)]
+        return sent
+
+    def stage(self, run: str, role: str, now: float, after: tuple[str, ...] = ()) -> Dispatch:
+        return self.arrive(run, role, now, role=role, template="stages", after=after)
+
+    def round(self, run: str) -> dict[str, str]:
+        """One round of the stages, a second each; the branch of each role."""
+        branches = {}
+        before: tuple[str, ...] = ()
+        for number, role in enumerate(STAGES["nodes"]):
+            sent = self.stage(run, role, float(number), before)
+            self.finish(sent, number + 1.0)
+            branches[role], before = branch(sent), (role,)
+        return branches
+
+    def finish(self, sent: Dispatch, now: float, stop: str = "tool_calls", tokens: int = 100) -> list[Action]:
+        calls = (ToolCall("c", "bash", "{}"),) if stop == "tool_calls" else ()
+        return self.scheduler.handle(StepFinished(sent.step, Usage(tokens, 0, 10), stop, Answer(calls=calls)), now)
+
+    def told(self, now: float) -> list[Advice]:
+        return self.scheduler.handle(AdviceDue(), now)  # type: ignore[return-value]
+
+
+def branch(sent: Dispatch) -> str:
+    return sent.owner.partition(".")[0]
+
+
+def retained(advice: list[Advice]) -> dict[str, Retain]:
+    return {one.owner: one for one in advice if isinstance(one, Retain)}
+
+
+def released(advice: list[Advice]) -> list[tuple[str, str]]:
+    return sorted((one.worker, one.owner) for one in advice if isinstance(one, Release))
+
+
+def test_a_branch_that_waits_is_foretold_by_its_learned_gap_once() -> None:
+    core = Core()
+    sent = core.arrive("run", "main", 0.0)
+    assert core.told(0.1) == []
+    core.finish(sent, 5.0)
+    hint = retained(core.told(5.1))[branch(sent)].hint
+    assert hint.since == 5.0
+    assert hint.next_use is None
+    waiting = core.scheduler.graph.get("t", "run").sessions["main"].branches[0]  # type: ignore[union-attr]
+    assert hint.gap is not None
+    assert hint.gap.index(1.0) == core.scheduler.knowledge.gap(waiting).index(1.0)
+    assert core.told(5.2) == []
+
+
+def test_a_branch_whose_next_step_has_come_already_is_not_foretold() -> None:
+    core = Core()
+    core.finish(core.arrive("run", "main", 0.0), 5.0)
+    core.arrive("run", "main", 5.05)
+    assert core.told(5.1) == []
+
+
+def test_the_graph_foretells_roles_and_the_one_session_that_has_the_role() -> None:
+    core = Core()
+    branches = core.round("run")
+    first = core.stage("run", "plan", 100.0, ("check",))
+    hints = {owner: one.hint.next_use for owner, one in retained(core.told(100.0)).items()}
+    assert hints[role_owner("t", "plan")] == 100.0
+    assert hints[role_owner("t", "work")] == 106.0
+    assert hints[role_owner("t", "check")] == 127.0
+    assert hints[branches["work"]] == 106.0
+    assert branch(first) not in hints
+
+
+def test_a_branch_that_the_graph_was_wrong_about_is_foretold_by_its_gap_again() -> None:
+    core = Core()
+    branches = core.round("run")
+    core.stage("run", "plan", 100.0, ("check",))
+    core.told(100.0)
+    hint = retained(core.told(117.0))[branches["work"]].hint
+    assert hint.next_use is None
+    assert hint.gap is not None
+    assert hint.since == 2.0
+
+
+def test_the_end_of_a_run_releases_all_its_branches_and_foretells_its_roles_no_more() -> None:
+    core = Core()
+    one, two = core.stage("run", "plan", 0.0), core.stage("run", "work", 0.0)
+    core.finish(one, 1.0)
+    core.finish(two, 1.0)
+    core.told(1.0)
+    core.scheduler.handle(WorkflowFinished("t", "run"), 2.0)
+    advice = core.told(2.1)
+    assert released(advice) == sorted([("w0", branch(one)), ("w0", branch(two))])
+    assert {one.hint.next_use for one in retained(advice).values()} == {None}
+
+
+def test_the_end_of_a_session_that_the_client_marks_releases_it_at_once() -> None:
+    core = Core()
+    sent = core.arrive("run", "child", 0.0, final=True)
+    core.finish(sent, 1.0)
+    assert released(core.told(1.1)) == [("w0", branch(sent))]
+
+
+def test_what_speaks_again_before_it_was_told_is_not_released() -> None:
+    core = Core()
+    core.finish(core.arrive("run", "main", 0.0), 1.0)
+    core.told(1.0)
+    core.scheduler.handle(WorkflowFinished("t", "run"), 2.0)
+    core.arrive("run", "main", 2.05)
+    assert released(core.told(2.1)) == []
+
+
+def test_a_session_that_moved_is_dead_where_it_was() -> None:
+    core = Core(workers=2)
+    sent = core.arrive("run", "main", 0.0)
+    core.finish(sent, 1.0)
+    core.told(1.0)
+    was = sent.decision.worker
+    other = "w1" if was == "w0" else "w0"
+    identity = Identity(workflow="run", session="main", tenant="t")
+    (moved,) = core.scheduler.handle(StepArrived("pinned", "m", identity, pinned=other), 2.0)
+    assert isinstance(moved, Dispatch)
+    assert moved.decision.worker == other
+    assert released(core.told(2.1)) == [(was, branch(sent))]
+
+
+def test_a_quiet_session_is_released_when_it_is_forgotten_at_the_latest() -> None:
+    core = Core()
+    sent = core.arrive("run", "main", 0.0)
+    core.finish(sent, 1.0)
+    core.told(1.0)
+    core.scheduler.handle(Tick(), 4000.0)
+    assert released(core.told(4000.1)) == [("w0", branch(sent))]
+
+
+def test_a_session_that_often_returns_late_is_kept_when_it_is_quiet() -> None:
+    core = Core()
+    now = 0.0
+    for _ in range(40):
+        core.finish(core.arrive("run", "main", now), now, stop="stop")
+        now += 900.0
+    core.told(now)
+    core.finish(core.arrive("run", "main", now), now, stop="stop")
+    core.told(now)
+    core.scheduler.handle(Tick(), now + 601.0)
+    assert released(core.told(now + 601.0)) == []
+
+
+def test_engines_that_take_no_advice_are_told_nothing() -> None:
+    core = Core(advised=False, host=100)
+    sent = core.stage("run", "plan", 0.0)
+    core.scheduler.handle(FirstToken(sent.step), 1.0)
+    core.finish(sent, 5.0)
+    core.scheduler.handle(WorkflowFinished("t", "run"), 6.0)
+    assert core.told(6.1) == []
+
+
+def test_a_lost_worker_is_told_nothing_of_what_it_held() -> None:
+    core = Core()
+    core.finish(core.arrive("run", "main", 0.0), 1.0)
+    core.scheduler.handle(WorkerDown("w0"), 2.0)
+    assert core.told(2.1) == []
+
+
+def test_what_runs_next_is_fetched_while_the_step_before_decodes() -> None:
+    core = Core(host=10_000)
+    branches = core.round("run")
+    sent = core.stage("run", "plan", 100.0, ("check",))
+    fetched = core.scheduler.handle(FirstToken(sent.step), 101.0)
+    assert {one.owner: one.within for one in fetched if isinstance(one, Prefetch)} == {
+        role_owner("t", "work"): 6.0, branches["work"]: 6.0,
+        role_owner("t", "check"): 27.0, branches["check"]: 27.0,
+    }  # fmt: skip
+
+
+def test_a_parent_is_fetched_when_its_child_has_answered() -> None:
+    core = Core(host=10_000)
+    parent = core.arrive("run", "main", 0.0)
+    core.finish(parent, 1.0)
+    child = core.arrive("run", "child", 2.0, parent="main")
+    assert core.finish(child, 3.0, stop="tool_calls") == []
+    child = core.arrive("run", "child", 4.0, parent="main")
+    (fetch,) = core.finish(child, 5.0, stop="stop")
+    assert isinstance(fetch, Prefetch)
+    assert fetch.owner == branch(parent)
+
+
+def test_nothing_is_fetched_where_there_is_no_tier() -> None:
+    core = Core()
+    sent = core.stage("run", "plan", 0.0)
+    assert core.scheduler.handle(FirstToken(sent.step), 1.0) == []
+
+
+def test_residency_is_what_the_engine_reports_and_empty_after_a_restart() -> None:
+    core = Core()
+    worker = core.scheduler.workers["w0"]
+    core.scheduler.handle(ResidencyChanged("w0", {"b1": [64, 0], "b2": [32, 96]}, full=True), 1.0)
+    core.scheduler.handle(ResidencyChanged("w0", {"b1": [0, 0]}), 1.1)
+    assert worker.residency.tokens("b1") == (0, 0)
+    assert worker.residency.tokens("b2") == (32, 96)
+    core.up("w0", life="2")
+    assert len(worker.residency) == 0
+
+
+def test_residency_is_guessed_where_no_engine_reports() -> None:
+    core = Core(advised=False)
+    first, second = core.arrive("a", "main", 0.0), core.arrive("b", "main", 0.0)
+    core.finish(first, 1.0, tokens=6000)
+    core.finish(second, 2.0, tokens=3000)
+    tokens = core.scheduler.workers["w0"].residency.tokens
+    assert (tokens(branch(first)), tokens(branch(second))) == ((6010, 0), (3010, 0))
+    core.finish(core.arrive("b", "main", 3.0), 4.0, tokens=5000)
+    assert (tokens(branch(first)), tokens(branch(second))) == ((0, 0), (5010, 0)), "the least recently used is gone"
+
+
+def test_nothing_of_keeping_outlives_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Core(host=10_000)
+    for number in range(20):
+        sent = core.stage(f"run-{number}", "plan", number)
+        core.scheduler.handle(FirstToken(sent.step), number + 0.1)
+        if number % 2:
+            core.finish(sent, number + 0.5)
+        else:
+            core.scheduler.handle(StepFailed(sent.step, "x", retryable=False), number + 0.5)
+        core.told(number + 0.6)
+    core.scheduler.handle(Tick(), 10_000.0)
+    core.told(10_000.0)
+    keeping = core.scheduler.keeping
+    assert not keeping._branches
+    assert not keeping._waiting
+    assert not keeping._dead
+    assert not keeping._moved
+    assert not keeping.forecast._uses
