@@ -4,7 +4,7 @@ A message is `{protocol_version: 1, message_id, actions: [{action_id, action_typ
 are owners, never requests. Times are spans in seconds as of the message, since clocks differ. Advice only: whatever is
 in it, nothing fails, blocks or grows without bound.
 
-`kv.retain`      {owner, idle, next_use | index{first, last, values[]}, seconds_per_token, leased}
+`kv.retain`      {owner, idle, next_use | index{first, last, values[]}, seconds_per_token, leased, hold, reuse}
 `kv.release`     {owner}
 `kv.prefetch`    {owner, within}
 `weft.priority`  {owner, priority}: of its steps that wait, the lowest first
@@ -29,6 +29,7 @@ ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "u
 VERSION = 1
 MOST_ACTIONS = 10_000
 MOST_VALUES = 256
+MOST_VALUES_IN_ALL = 65_536  # of the curves in one message
 MOST_PRIORITIES = 65_536
 LONGEST_NAME = 128
 LONGEST = 1e7  # seconds
@@ -57,6 +58,7 @@ class Hints:
         self.priorities: OrderedDict[str, float] = OrderedDict()
         self._keeper, self._prefetch, self._reordered = keeper, prefetch, reordered
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._values = 0  # of curves in this message
         self._does = {
             "kv.retain": self._retain,
             "kv.release": self._release,
@@ -79,6 +81,7 @@ class Hints:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         actions = message["actions"]
+        self._values = 0
         answers = [self._act(action, now) for action in actions[:MOST_ACTIONS]]
         if len(actions) > MOST_ACTIONS:
             answers.append({"status": CLIPPED, "reason": f"{len(actions) - MOST_ACTIONS} actions were not read"})
@@ -107,13 +110,32 @@ class Hints:
         leased = payload.get("leased") is True
         next_use, curve = None, None
         if "index" in payload:
-            curve = _curve(payload["index"])
+            curve = self._curve(payload["index"])
         elif "next_use" in payload:
             next_use = now + _number(payload, "next_use", 0.0, LONGEST, clipped)
-        hint = Hint(now - idle, gap=curve, next_use=next_use, seconds_per_token=cost, leased=leased)
+        hold = _number(payload, "hold", 0.0, LONGEST, clipped) if "hold" in payload else None
+        reuse = _number(payload, "reuse", 0.0, 1.0, clipped) if "reuse" in payload else None
+        hint = Hint(
+            now - idle, gap=curve, next_use=next_use, hold=hold, reuse=reuse, seconds_per_token=cost, leased=leased
+        )
         if not self._keeper.told(owner, hint, now):
             raise _Unfit("no such owner")
         return CLIPPED if clipped[0] else ACCEPTED
+
+    def _curve(self, value: object) -> LogCurve:
+        if not isinstance(value, dict) or not isinstance(values := value.get("values"), list):
+            raise _Unfit("index")
+        if len(values) > MOST_VALUES:
+            raise _Unfit(f"index: more than {MOST_VALUES} values")
+        self._values += len(values)
+        if self._values > MOST_VALUES_IN_ALL:
+            raise _Unfit(f"index: more than {MOST_VALUES_IN_ALL} values in a message")
+        kept = [_number({"value": one}, "value", 0.0, 1e9, [False]) for one in values]
+        first, last = (_number(value, name, 0.0, LONGEST, [False]) for name in ("first", "last"))
+        try:
+            return LogCurve(first, last, kept)
+        except ValueError as why:
+            raise _Unfit(f"index: {why}") from None
 
     def _release(self, payload: Payload, now: float) -> str:
         owner = _name(payload, "owner")
@@ -160,16 +182,3 @@ def _number(
     if not least <= value <= most:
         clipped[0] = True
     return min(most, max(least, float(value)))
-
-
-def _curve(value: object) -> LogCurve:
-    if not isinstance(value, dict) or not isinstance(values := value.get("values"), list):
-        raise _Unfit("index")
-    if len(values) > MOST_VALUES:
-        raise _Unfit(f"index: more than {MOST_VALUES} values")
-    kept = [_number({"value": one}, "value", 0.0, 1e9, [False]) for one in values]
-    first, last = (_number(value, name, 0.0, LONGEST, [False]) for name in ("first", "last"))
-    try:
-        return LogCurve(first, last, kept)
-    except ValueError as why:
-        raise _Unfit(f"index: {why}") from None

@@ -26,17 +26,27 @@ class Keeper:
         self.host: Tier[Key] = Tier(policy, self.ledger, block)
         self._strangers: OrderedDict[str, None] = OrderedDict()
 
-    def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> None:
-        """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows."""
+    def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> int:
+        """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows.
+
+        Returns its number.
+        """
         self._strangers.pop(owner, None)
         if owner != ANONYMOUS:
             self.policy.started(owner, now)
-        self.ledger.began(owner, keys, now)
+        step = self.ledger.began(owner, keys, now)
         self._changed(owner, now)
+        return step
 
-    def wrote(self, owner: str, role: str | None, keys: Sequence[Key], now: float) -> None:
-        """A step leaves these blocks: it ends, or was preempted and waits on."""
-        self.ledger.wrote(owner, role, keys, now)
+    def wrote(self, owner: str, role: str | None, keys: Sequence[Key], now: float, step: int | None = None) -> None:
+        """A step leaves these blocks: it ends, or was preempted and waits on. `step` is its number; None: the latest.
+
+        Where a step of the owner that began later has written before, its word stands.
+        """
+        self.ledger.wrote(owner, role, keys, now, step)
+        for known in (owner, role):
+            if known is not None and known in self.ledger:
+                self._strangers.pop(known, None)
 
     def left(self, owner: str, tokens: int, now: float) -> None:
         """The step has ended, well or not, with so many tokens of context."""
@@ -55,7 +65,9 @@ class Keeper:
         self._strangers[owner] = None
         self._strangers.move_to_end(owner)
         if len(self._strangers) > MOST_STRANGERS:
-            self.policy.forgotten(self._strangers.popitem(last=False)[0])
+            oldest, _ = self._strangers.popitem(last=False)
+            if oldest not in self.ledger:
+                self.policy.forgotten(oldest)
         return False
 
     def released(self, owner: str, now: float) -> bool:
@@ -70,6 +82,11 @@ class Keeper:
             self.policy.forgotten(owner)
         return known
 
+    def rerank(self, now: float) -> None:
+        """The policy has changed its mind: all free blocks are ranked anew."""
+        self.device.order.rerank(now)
+        self.host.order.rerank(now)
+
     def sweep(self) -> None:
         """Forget what was told of owners that have no block any more."""
         while self.ledger.forgotten:
@@ -81,6 +98,14 @@ class Keeper:
         """Tokens of an owner on the device and on the host."""
         device, host = self.ledger.held(owner)
         return device * self.block, host * self.block
+
+    def residency(self, full: bool = False) -> dict[str, tuple[int, int]]:
+        """Tokens on the device and on the host, of the owners for which that changed since the last call.
+
+        (0, 0) of those gone; full: of all that hold any. At most `MOST_REPORTED` owners, the others at the next call.
+        """
+        report = self.ledger.residency(full)
+        return {owner: (device * self.block, host * self.block) for owner, (device, host) in report.items()}
 
     def cleared(self, tier: int) -> None:
         """A tier was emptied."""

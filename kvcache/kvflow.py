@@ -6,7 +6,7 @@ from kvcache.policy import INFINITY, KNOWN, UNTOLD, Foretold, Rank
 
 
 class KVFlow(Foretold):
-    """Steps to execution (STE), as the client's agent step graph gives them in `Hint.steps`.
+    """Steps to execution (STE), as the client's agent step graph gives them in `Hint.steps`, or else seconds to them.
 
     An owner is an agent's fixed prompt; one of which no steps are told is a varying suffix, and goes before all of
     them, least recently used first (Algorithms 1 and 2). Running is 0, unreachable infinity, and a block of several
@@ -17,6 +17,7 @@ class KVFlow(Foretold):
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
         hint = self._hints.get(owner)
-        if hint is None or hint.steps is None:
+        ahead = None if hint is None else hint.next_use if hint.steps is None else hint.steps
+        if ahead is None:
             return UNTOLD, INFINITY
-        return (KNOWN, 0.0 if owner in self._steps else -hint.steps), INFINITY
+        return (KNOWN, 0.0 if owner in self._steps else -ahead), INFINITY

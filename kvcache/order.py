@@ -12,13 +12,15 @@ S = TypeVar("S", bound=Stack)
 Entry = tuple[int, float, float, tuple[int, int], S, tuple[str, ...], Rank]  # rank, freed, number; the rank again
 
 SPARE = 64  # stale entries that a heap may always have
+MANY = 8  # where one stack of so many has another rank, the heap is made anew
 
 
 class Order(Generic[S]):
     """Stacks by the policy's rank, of equals the one freed first, then the one added first.
 
     A rank is as of the latest event of the stack's owners, or at most `policy.refresh` seconds old. Whoever calls
-    tells the policy of an event, then `changed` here. Stacks are hashed by identity. Their `tokens` may change at any
+    tells the policy of an event, then `changed` here; the stacks are ranked anew when somebody asks for an order, once
+    for all events since. Stacks are hashed by identity. Their `tokens` may change at any
     time, `freed` and `owners` only before another `add`, or `owners` before `changed` for one that it had.
 
     For a queue of free blocks: a stack is a run of blocks of equal owners that were freed together; such runs are added
@@ -31,6 +33,8 @@ class Order(Generic[S]):
         self._heap: list[Entry[S]] = []  # replaced entries stay until they come up or are half of it
         self._entries: dict[S, Entry[S]] = {}
         self._of: dict[str, dict[S, None]] = {}
+        self._stale: dict[str, None] = {}  # owners of which an event has come
+        self._now = -INFINITY  # that of the latest
         self._added = 0
         self._due = -INFINITY
 
@@ -39,6 +43,7 @@ class Order(Generic[S]):
 
     def __iter__(self) -> Iterator[S]:
         """All stacks, the first to go first, by the ranks as they are."""
+        self._settle(self._now)
         return (entry[4] for entry in sorted(self._entries.values()))
 
     def add(self, stack: S, now: float, place: int | None = None) -> None:
@@ -73,19 +78,16 @@ class Order(Generic[S]):
         self._shrink()
 
     def changed(self, owner: str, now: float) -> None:
-        """An event of the owner has come: rank its stacks anew."""
-        for stack in tuple(self._of.get(owner, ())):
-            old = self._entries[stack]
-            if tuple(stack.owners) != old[5]:
-                self.add(stack, now)
-            elif (rank := self._policy.rank(stack, now)) != old[6]:
-                self._push((*rank, *old[2:6], rank))
-        self._shrink()
+        """An event of the owner has come: its stacks have another rank."""
+        if owner in self._of:
+            self._stale[owner] = None
+            self._now = now
 
     def first(self, now: float) -> S | None:
         """The stack to take the next block from; None: there is none."""
+        self._settle(now)
         if now >= self._due:
-            self._rank_all(now)
+            self.rerank(now)
         heap, entries = self._heap, self._entries
         while heap:
             entry = heap[0]
@@ -94,11 +96,32 @@ class Order(Generic[S]):
             heappop(heap)
         return None
 
+    def _settle(self, now: float) -> None:
+        """Rank the stacks of those owners anew of which an event has come."""
+        if not self._stale:
+            return
+        rank = self._policy.rank
+        stacks = {stack: None for owner in self._stale for stack in self._of.get(owner, ())}
+        self._stale.clear()
+        many = len(stacks) > len(self._entries) // MANY
+        for stack in stacks:
+            old = self._entries[stack]
+            if tuple(stack.owners) != old[5]:
+                self.add(stack, now)
+            elif (new := rank(stack, now)) != old[6]:
+                entry = self._entries[stack] = (*new, *old[2:6], new)
+                if not many:
+                    heappush(self._heap, entry)
+        if many:
+            self._sort()
+        self._shrink()
+
     def _push(self, entry: Entry[S]) -> None:
         self._entries[entry[4]] = entry
         heappush(self._heap, entry)
 
-    def _rank_all(self, now: float) -> None:
+    def rerank(self, now: float) -> None:
+        """Rank all stacks anew. O(stacks)."""
         self._due = now + self._policy.refresh
         rank, entries = self._policy.rank, self._entries
         moved = False
@@ -108,10 +131,12 @@ class Order(Generic[S]):
                 entries[stack] = (*new, *old[2:6], new)
                 moved = True
         if moved:
-            self._heap = list(entries.values())
-            heapify(self._heap)
+            self._sort()
 
     def _shrink(self) -> None:
         if len(self._heap) > 2 * len(self._entries) + SPARE:
-            self._heap = list(self._entries.values())
-            heapify(self._heap)
+            self._sort()
+
+    def _sort(self) -> None:
+        self._heap = list(self._entries.values())
+        heapify(self._heap)

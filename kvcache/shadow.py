@@ -1,89 +1,155 @@
-"""What LRU would have had: a small shadow of the cache, by which a policy that loses to LRU is trusted less.
+"""What stock vLLM would have had: a shadow of its cache under LRU, by which a policy that loses to LRU is not followed.
 
-A fixed sample of the blocks, chosen by their keys, lives in an LRU list as much smaller than the cache: the hit ratio
-of the whole, at a fraction of its cost (SHARDS: Waldspurger et al., FAST 2015).
+The shadow holds what an LRU cache of the same size would hold after the same steps: those that run keep their blocks in
+use there as they do here. Of a large cache a fixed sample of the blocks, chosen by their keys, lives in a shadow as
+much smaller (SHARDS: Waldspurger et al., FAST 2015).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from kvcache.ledger import Key
 from kvcache.policy import DEAD, UNKNOWN, Hint, Policy, Rank, Stack
+from kvcache.span import Key
 
-SAMPLE = 8
-"""One block of so many lives in the shadow."""
+LARGEST = 65_536
+"""Blocks up to which the shadow is exact."""
 
-WINDOW = 128
-"""Steps after which both are compared."""
+LOSS = 0.01
+"""Blocks that a policy may recompute beyond LRU, for each that LRU would recompute."""
 
-MARGIN = 0.02
-"""The share of its hits that LRU must be ahead by."""
-
-LEAST = 1 / 16
+CREDIT = 1 / 8
+"""Blocks that it may lose at first or at once, as a share of the cache."""
 
 
 class Shadow:
-    """An LRU cache of `blocks` blocks, sampled. `hits` and `lru` are sampled blocks found, here and in the shadow."""
+    """An LRU cache of `blocks` blocks. Its counters only rise, in blocks.
 
-    def __init__(self, blocks: int, sample: int = SAMPLE) -> None:
-        self.hits = self.lru = self.steps = 0
-        self._sample, self._room = sample, max(1, blocks // sample)
-        self._blocks: OrderedDict[Key, None] = OrderedDict()
+    `asked` were looked for, `hits` found here, `lru` found in the shadow.
+    """
 
-    def looked(self, keys: Sequence[Key], found: int) -> None:
-        """A step looked for the blocks of its prompt and found the first so many."""
-        self.steps += 1
-        missed = False
-        for place, key in enumerate(keys):
-            if hash(key) % self._sample:
-                continue
-            missed = missed or key not in self._blocks
-            self.lru += not missed
-            self.hits += place < found
+    def __init__(self, blocks: int, sample: int | None = None) -> None:
+        self.blocks = blocks
+        self.asked = self.hits = self.lru = 0
+        self._sample = sample or -(-blocks // LARGEST)
+        self._room = max(1, blocks // self._sample)
+        self._idle: OrderedDict[Key, None] = OrderedDict()
+        self._used: dict[Key, int] = {}
+        self._steps: dict[Hashable, list[Key]] = {}
+        self._others = 0  # blocks in use of which no key is known yet
 
-    def wrote(self, keys: Sequence[Key]) -> None:
-        """A step has freed its blocks: the last ones are the first to go."""
-        for key in reversed(keys):
-            if not hash(key) % self._sample:
-                self._blocks[key] = None
-                self._blocks.move_to_end(key)
-        while len(self._blocks) > self._room:
-            self._blocks.popitem(last=False)
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0) -> None:
+        """A step runs: it looked for these blocks and found the first so many, and has them all in use.
+
+        `used` blocks of the cache are in use now.
+        """
+        self._unpin(step)
+        mine, missed = [], False
+        for place, key in self._sampled(keys):
+            missed = missed or (key not in self._used and key not in self._idle)
+            self.lru += 0 if missed else self._sample
+            self.hits += self._sample if place < found else 0
+            mine.append(key)
+        self.asked += self._sample * len(mine)
+        for key in mine:
+            self._idle.pop(key, None)
+            self._used[key] = self._used.get(key, 0) + 1
+        self._steps[step] = mine
+        self._others = max(0, used // self._sample - len(self._used))
+        self._shrink()
+
+    def freed(self, step: Hashable, keys: Sequence[Key]) -> None:
+        """A step has freed its blocks, of which these are known: the last ones are the first to go."""
+        known = len(self._used) + len(self._idle)
+        gone = self._unpin(step)
+        for _, key in reversed(list(self._sampled(keys))):
+            if key not in self._used:
+                self._idle[key] = None
+                self._idle.move_to_end(key)
+            gone.discard(key)
+        for key in gone:
+            self._idle.pop(key, None)
+        self._others = max(0, self._others - (len(self._used) + len(self._idle) - known))
+        self._shrink()
 
     def clear(self) -> None:
-        """The cache was emptied."""
-        self._blocks.clear()
+        """The cache was emptied, but for what is in use."""
+        self._idle.clear()
+
+    def _sampled(self, keys: Sequence[Key]) -> enumerate[Key] | list[tuple[int, Key]]:
+        if self._sample == 1:
+            return enumerate(keys)
+        return [(place, key) for place, key in enumerate(keys) if not hash(key) % self._sample]
+
+    def _unpin(self, step: Hashable) -> set[Key]:
+        """What no step uses any more; it is the first to go."""
+        gone = set()
+        for key in reversed(self._steps.pop(step, ())):
+            self._used[key] -= 1
+            if not self._used[key]:
+                del self._used[key]
+                self._idle[key] = None
+                self._idle.move_to_end(key, last=False)
+                gone.add(key)
+        return gone
+
+    def _shrink(self) -> None:
+        while self._idle and len(self._idle) + len(self._used) + self._others > self._room:
+            self._idle.popitem(last=False)
 
 
 class Guarded(Policy):
-    """A policy as long as it finds no less than LRU would; what is dead goes first in any case.
+    """A policy as long as no more is recomputed than under LRU.
 
-    After each window in which LRU found more, the policy rules in half as many of those to come (`weight`, 1 to 1/16),
-    after each that it did not lose, in twice as many.
+    Whoever drives an engine calls `looked` when a step's blocks are allocated, in the order of admission, `freed` when
+    its blocks are free (ended or preempted: also with no keys), `cleared` when the cache was reset, and after any of
+    them `judged`; where that is true, all ranks have changed.
+
+    What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; at most `CREDIT` is saved up.
+    In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone,
+    as in stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
+    what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
+    share of one cache. `weight` is 1, 1/2 or 0.
     """
 
     def __init__(self, policy: Policy, shadow: Shadow) -> None:
         self.name, self.refresh = policy.name, policy.refresh
         self.policy, self.shadow = policy, shadow
-        self.weight, self.rules = 1.0, True
-        self._credit = 0.0
+        self.weight = 1.0
+        self._credit = CREDIT * shadow.blocks
+        self._debt = -self._credit
+
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0) -> None:
+        """A step runs: it looked for these blocks and found the first so many.
+
+        `used` blocks of the cache are in use now, its own among them.
+        """
+        shadow = self.shadow
+        asked, hits, lru = shadow.asked, shadow.hits, shadow.lru
+        shadow.looked(step, keys, found, used)
+        lru = shadow.lru - lru
+        lost, missed = lru - (shadow.hits - hits), shadow.asked - asked - lru
+        self._debt = max(-self._credit, self._debt + lost - LOSS * missed)
+
+    def freed(self, step: Hashable, keys: Sequence[Key]) -> None:
+        """A step has freed its blocks; these are the keys of those that have one."""
+        self.shadow.freed(step, keys)
+
+    def cleared(self) -> None:
+        """The cache was emptied."""
+        self.shadow.clear()
 
     def judged(self) -> bool:
-        """At the end of a window, weigh anew. Returns whether all ranks have changed."""
-        shadow = self.shadow
-        if shadow.steps < WINDOW:
-            return False
-        if self.rules:
-            lost = shadow.lru - shadow.hits > MARGIN * max(1, shadow.lru)
-            self.weight = max(LEAST, self.weight / 2) if lost else min(1.0, 2 * self.weight)
-        shadow.hits = shadow.lru = shadow.steps = 0
-        self._credit += self.weight
-        before, self.rules = self.rules, self._credit >= 1
-        if self.rules:
-            self._credit -= 1
-        return self.rules != before
+        """Weigh anew. Returns whether all ranks have changed."""
+        before, debt, credit = self.weight, self._debt, self._credit
+        if debt > credit:
+            self.weight = 0.0
+        elif debt > 0 or (self.weight == 0.5 and debt > -credit / 2):
+            self.weight = min(self.weight, 0.5)
+        else:
+            self.weight = min(1.0, self.weight + 0.5)
+        return self.weight != before
 
     def started(self, owner: str, now: float) -> None:
         self.policy.started(owner, now)
@@ -104,5 +170,7 @@ class Guarded(Policy):
         self.policy.pressed(used)
 
     def rank(self, stack: Stack, now: float) -> Rank:
+        if self.weight == 0.0:
+            return (UNKNOWN, stack.freed)
         rank = self.policy.rank(stack, now)
-        return rank if self.rules or rank[0] == DEAD else (UNKNOWN, stack.freed)
+        return rank if self.weight == 1.0 or rank[0] == DEAD else (UNKNOWN, stack.freed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from kvcache.ledger import Key, Ledger, Span
+from kvcache.ledger import Ledger
 from kvcache.order import Order
 from kvcache.policy import Policy
+from kvcache.span import MOST_OWNERS, Key, Span
 
 Name = TypeVar("Name", bound=Hashable)
 """What names a block in its tier."""
@@ -25,32 +26,28 @@ class Stack(Generic[Name]):
     @property
     def owners(self) -> Collection[str]:
         """The owners that count; none: dead."""
-        return self.span.ranked_by
+        owners = self.span.owners
+        return owners if len(owners) <= MOST_OWNERS else self.span.ranked_by
 
     @property
     def tokens(self) -> int:
         """What it holds."""
         return len(self.blocks) * self._tier.block
 
+    @property
+    def place(self) -> int:
+        """That of the block that goes first."""
+        return next(reversed(self.blocks.values()))[1]
+
+    def move(self, span: Span) -> None:
+        """All its blocks are this span's now."""
+        del self.span.free[self]
+        self.span = span
+        span.free[self] = None
+
     def changed(self, now: float) -> None:
         """The owners have changed: it has another place in the order."""
         self._tier.order.add(self, now)
-
-    def parted(self, keys: Collection[Key], span: Span, now: float) -> None:
-        """Those of the blocks that have these keys are another span's now."""
-        mine = {name: block for name, block in self.blocks.items() if block[0] in keys}
-        if not mine:
-            return
-        if len(mine) == len(self.blocks):
-            del self.span.free[self]
-            self.span = span
-            span.free[self] = None
-            self.changed(now)
-            return
-        for name in mine:
-            del self.blocks[name]
-        self._tier.add(self, now)
-        self._tier.add(Stack(self._tier, span, self.freed, mine), now)
 
 
 class Tier(Generic[Name]):
@@ -65,7 +62,9 @@ class Tier(Generic[Name]):
         self.order: Order[Stack[Name]] = Order(policy)
         self._ledger = ledger
         self._stacks: dict[Name, Stack[Name]] = {}
+        self._names: dict[Key, list[Name]] = {}  # of the free copies of a block
         self._count = 0
+        ledger.tiers.append(self)
 
     def __len__(self) -> int:
         return len(self._stacks)
@@ -78,6 +77,10 @@ class Tier(Generic[Name]):
         for stack in self.order:
             yield from reversed(stack.blocks)
 
+    def stack(self, name: Name) -> Stack[Name] | None:
+        """The stack that a block is in; None where it cannot be evicted."""
+        return self._stacks.get(name)
+
     def put(self, blocks: Iterable[tuple[Name, Key]], now: float) -> None:
         """These blocks can be evicted from now on, of each owner the first named first. Their keys are known."""
         run: list[tuple[Name, tuple[Key, int]]] = []
@@ -86,11 +89,12 @@ class Tier(Generic[Name]):
             its = self._ledger.span(key)
             assert its is not None, "a block that the ledger does not know"
             if its is not span:
-                self._stack(span, run, now)
+                self._push(span, run, now)
                 run, span = [], its
             self._count += 1
+            self._names.setdefault(key, []).append(name)
             run.append((name, (key, self._count)))
-        self._stack(span, run, now)
+        self._push(span, run, now)
 
     def take(self, count: int, now: float) -> list[tuple[Name, Key]]:
         """Take the next blocks to evict, as many as asked for; there must be as many."""
@@ -101,6 +105,7 @@ class Tier(Generic[Name]):
             for _ in range(min(count - len(taken), len(stack.blocks))):
                 name, (key, _) = stack.blocks.popitem()
                 del self._stacks[name]
+                self._unname(name, key)
                 taken.append((name, key))
             if not stack.blocks:
                 self._drop(stack)
@@ -109,7 +114,8 @@ class Tier(Generic[Name]):
     def remove(self, name: Name) -> None:
         """The block is in use again, or gone. KeyError where it is not here."""
         stack = self._stacks.pop(name)
-        del stack.blocks[name]
+        key, _ = stack.blocks.pop(name)
+        self._unname(name, key)
         if not stack.blocks:
             self._drop(stack)
 
@@ -118,16 +124,40 @@ class Tier(Generic[Name]):
         for stack in list(self.order):
             self._drop(stack)
         self._stacks.clear()
+        self._names.clear()
 
-    def add(self, stack: Stack[Name], now: float) -> None:
-        """Let a stack join the order."""
+    def parted(self, keys: Collection[Key], span: Span, now: float) -> None:
+        """Those of the free blocks that have these keys are this span's now, which still has the same owners.
+
+        O(keys and stacks touched).
+        """
+        moved: dict[Stack[Name], list[Name]] = {}
+        for key in keys:
+            for name in self._names.get(key, ()):
+                moved.setdefault(self._stacks[name], []).append(name)
+        for stack, names in moved.items():
+            if len(names) == len(stack.blocks):
+                stack.move(span)
+                continue
+            names.sort(key=lambda name: -stack.blocks[name][1])
+            self._add(Stack(self, span, stack.freed, {name: stack.blocks.pop(name) for name in names}), now)
+            self.order.add(stack, now, stack.place)
+
+    def _add(self, stack: Stack[Name], now: float) -> None:
         for name in stack.blocks:
             self._stacks[name] = stack
-        self.order.add(stack, now, next(reversed(stack.blocks.values()))[1])
+        self.order.add(stack, now, stack.place)
 
-    def _stack(self, span: Span | None, run: list[tuple[Name, tuple[Key, int]]], now: float) -> None:
+    def _push(self, span: Span | None, run: list[tuple[Name, tuple[Key, int]]], now: float) -> None:
         if span is not None:
-            self.add(Stack(self, span, now, dict(reversed(run))), now)
+            self._add(Stack(self, span, now, dict(reversed(run))), now)
+
+    def _unname(self, name: Name, key: Key) -> None:
+        names = self._names[key]
+        if len(names) == 1:
+            del self._names[key]
+        else:
+            names.remove(name)
 
     def _drop(self, stack: Stack[Name]) -> None:
         self.order.discard(stack)

@@ -14,6 +14,7 @@ from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
 from kvcache.policy import KNOWN, UNKNOWN
 from kvcache.retention import Retention
+from kvcache.saga import Saga
 
 
 def message(*actions: tuple[str, dict[str, Any]], name: str = "m1") -> dict[str, Any]:
@@ -133,6 +134,23 @@ def test_more_actions_than_are_read_are_said_to_be(keeper: Keeper, monkeypatch: 
     assert answers[1] == {"status": CLIPPED, "reason": "1 actions were not read"}
 
 
+def test_a_message_has_room_for_so_many_curve_values_and_what_has_none_is_still_read(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "MOST_VALUES_IN_ALL", 5)
+    index = {"first": 1, "last": 4, "values": [4, 3, 2]}
+    told = message(
+        ("kv.retain", {"owner": "a", "index": index}), ("kv.retain", {"owner": "b", "index": index}),
+        ("kv.retain", {"owner": "b", "next_use": 5}),
+    )  # fmt: skip
+    engine = Hints(keeper)
+    answers = engine.handle(told, 1.0)
+    assert statuses(answers) == [ACCEPTED, REJECTED, ACCEPTED]
+    assert answers[1]["reason"] == "index: more than 5 values in a message"
+    again = message(("kv.retain", {"owner": "b", "index": index}), name="m2")
+    assert statuses(engine.handle(again, 2.0)) == [ACCEPTED], "the next message has room again"
+
+
 def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keeper) -> None:
     Hints(keeper).handle(message(("kv.retain", {"owner": "c", "next_use": 5})), 1.0)
     keeper.began("c", (), 2.0)
@@ -159,3 +177,20 @@ def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None
     answers = engine.handle(message(*actions), 1.0)
     assert len(answers) == len(actions)
     engine.handle(actions, 2.0)
+
+
+def test_saga_gets_from_the_same_message_how_long_to_protect_and_how_likely_a_return_is() -> None:
+    kept = Keeper(Saga(), 16)
+    for owner in "ab":
+        kept.began(owner, (), 0.0)
+        kept.wrote(owner, None, (owner,), 0.0)
+        kept.ledger.gained(owner, DEVICE)
+        kept.left(owner, 16, 0.0)
+        kept.device.put([(ord(owner), owner)], 0.0)
+    index = {"first": 0.1, "last": 100.0, "values": [1.0]}
+    told = message(
+        ("kv.retain", {"owner": "a", "index": index, "hold": 60.0, "reuse": 0.1}),
+        ("kv.retain", {"owner": "b", "index": index, "hold": 0.0, "reuse": 7.0}),
+    )
+    assert statuses(Hints(kept).handle(told, 0.0)) == [ACCEPTED, CLIPPED]
+    assert first(kept, 10.0) == "b", "the other is protected"

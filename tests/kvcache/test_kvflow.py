@@ -45,3 +45,10 @@ def test_time_alone_changes_nothing() -> None:
     policy = KVFlow()
     tell(policy, a=3)
     assert policy.rank(Run("a"), 0) == policy.rank(Run("a"), 1e6)
+
+
+def test_where_no_steps_are_told_the_time_of_the_next_use_stands_for_them() -> None:
+    policy = KVFlow()
+    policy.told("soon", Hint(0.0, next_use=5.0), 0)
+    policy.told("late", Hint(0.0, next_use=50.0), 0)
+    assert policy.rank(Run(["late"], 1), 2) < policy.rank(Run(["soon"], 1), 2)

@@ -1,0 +1,256 @@
+"""Both tiers as one: what goes, what is saved, what there is room for."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcache.joint import Joint, upcoming
+from kvcache.keeper import Keeper
+from kvcache.ledger import DEVICE, HOST, Key
+from kvcache.order import Order
+from kvcache.policies import POLICIES
+from kvcache.policy import Hint
+from tests.kvcache.stacks import Run
+
+HERE = 1000.0
+
+
+class Engine:
+    """A device of numbered blocks and a host of named chunks, both as plain dicts. A name is its key."""
+
+    def __init__(self, room: int, chunks: int, margin: int, soon: int = 0, policy: str = "belady") -> None:
+        self.keeper = Keeper(POLICIES[policy](), 1)
+        self.blocks: dict[int, Key] = {}
+        self.chunks: dict[Key, int] = {}
+        self.coming: set[Key] = set()
+        self.room, self.size = room, chunks
+        self.joint = Joint(self.keeper, self, margin, soon)
+
+    def block(self, name: Key) -> int | None:
+        return next((number for number, key in self.blocks.items() if key == name), None)
+
+    def name(self, number: int) -> Key | None:
+        return self.blocks.get(number)
+
+    def stored(self, name: Key) -> bool:
+        return name in self.chunks
+
+    def ready(self, name: Key) -> bool:
+        return name in self.chunks and name not in self.coming
+
+    def depth(self, name: Key) -> int:
+        return int(str(name)[1:])
+
+    @property
+    def idle(self) -> int:
+        return self.room - len(self.blocks)
+
+    @property
+    def vacant(self) -> int:
+        return self.size - len(self.chunks)
+
+    def ran(self, owner: str, count: int, next_use: float, now: float = HERE, first: int = 0) -> None:
+        """A step of the owner has left `count` blocks on the device, from its block `first` on."""
+        keys = [f"{owner}{place}" for place in range(count)]
+        self.keeper.began(owner, keys, now)
+        self.keeper.wrote(owner, None, keys, now)
+        free = iter(number for number in range(self.room) if number not in self.blocks)
+        new = {next(free): key for key in keys[first:] if self.block(key) is None}
+        self.blocks |= new
+        for key in new.values():
+            self.keeper.ledger.gained(key, DEVICE)
+        self.keeper.left(owner, count, now)
+        self.keeper.told(owner, Hint(now, next_use=next_use), now)
+        self.keeper.device.put([(number, key) for number, key in reversed(new.items())], now)
+
+    def store(self, names: list[Key], now: float = HERE) -> None:
+        """The host has these, too."""
+        for name in names:
+            self.chunks[name] = 0
+            self.keeper.ledger.gained(name, HOST)
+        self.keeper.host.put([(name, name) for name in reversed(names)], now)
+        self.joint.copied(names)
+
+    def evict(self, count: int) -> list[Key]:
+        """The device gives up its next blocks."""
+        gone = self.keeper.device.take(count, HERE)
+        for number, key in gone:
+            del self.blocks[number]
+            self.keeper.ledger.lost(key, DEVICE)
+        return [key for _, key in gone]
+
+    def give_up(self, names: list[Key]) -> None:
+        """The host gives up these."""
+        for name in names:
+            self.keeper.host.remove(name)
+            del self.chunks[name]
+            self.joint.gone(name)
+            self.keeper.ledger.lost(name, HOST)
+
+    def save(self, now: float = HERE) -> None:
+        """Carry out what moves there are."""
+        moves = self.joint.moves(100, now)
+        self.give_up([move.instead for move in moves if move.instead is not None])
+        self.store(
+            [move.name for move in sorted(moves, key=lambda move: self.depth(move.name))],
+            moves[0].freed if moves else now,
+        )
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.floats(0, 9)), max_size=40), st.data())
+def test_upcoming_is_the_order_itself(added: list[tuple[str, float]], data: st.DataObject) -> None:
+    policy = POLICIES["belady"]()
+    order: Order[Run] = Order(policy)
+    runs = [Run((owner,), freed) for owner, freed in added]
+    for run in runs:
+        order.add(run, HERE)
+    for owner in data.draw(st.lists(st.sampled_from(["a", "b", "c"]), max_size=4)):
+        policy.told(owner, Hint(HERE, next_use=data.draw(st.floats(0, 99))), HERE)
+        order.changed(owner, HERE)
+    for run in data.draw(st.lists(st.sampled_from(runs), max_size=5)) if runs else ():
+        order.discard(run)
+    assert list(upcoming(order, HERE)) == list(order)
+
+
+def test_dead_chunks_go_first_then_copies_that_the_device_keeps_then_the_lowest() -> None:
+    engine = Engine(room=8, chunks=8, margin=2)
+    for owner, next_use in (("a", 9.0), ("b", 1.0), ("c", 50.0), ("d", 60.0)):
+        engine.ran(owner, 2, HERE + next_use)
+        engine.store([f"{owner}0", f"{owner}1"])
+    engine.evict(4)
+    assert set(engine.blocks.values()) == {"a0", "a1", "b0", "b1"}
+    engine.keeper.released("c", HERE)
+    assert engine.joint.spare(8, (), HERE) == ["c1", "c0", "b0", "b1", "d1", "d0", "a1", "a0"]
+    assert engine.joint.spare(2, ("c0",), HERE) == ["c1", "b0"]
+    assert engine.joint.spare(9, (), HERE) is None
+
+
+def test_what_the_device_uses_is_given_up_before_what_it_only_keeps() -> None:
+    engine = Engine(room=4, chunks=4, margin=0)
+    engine.ran("a", 2, HERE + 1)
+    engine.ran("b", 2, HERE + 5)
+    engine.store(["a0", "a1"])
+    engine.store(["b0", "b1"])
+    for key in ("b0", "b1"):
+        engine.keeper.device.remove(engine.block(key))
+    assert engine.joint.spare(4, (), HERE) == ["b0", "b1", "a0", "a1"]
+
+
+def test_what_the_device_gives_up_soon_is_saved_in_place_of_what_it_keeps() -> None:
+    engine = Engine(room=4, chunks=2, margin=2)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.ran("b", 2, HERE + 5)
+    moves = engine.joint.moves(100, HERE)
+    assert [(move.name, move.instead) for move in moves] == [("b1", "a0"), ("b0", "a1")]
+
+
+def test_nothing_of_a_higher_rank_goes_for_it() -> None:
+    engine = Engine(room=4, chunks=2, margin=4, soon=4)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.ran("b", 2, HERE + 5)
+    engine.keeper.told("a", Hint(HERE, next_use=HERE + 9), HERE)
+    engine.evict(2)
+    engine.keeper.told("a", Hint(HERE, next_use=HERE + 2), HERE)
+    assert set(engine.blocks.values()) == {"b0", "b1"}
+    assert engine.joint.moves(100, HERE) == []
+    engine.keeper.told("a", Hint(HERE, next_use=HERE + 20), HERE)
+    assert engine.joint.moves(100, HERE) == [], "two blocks of four are idle: nothing is given up soon"
+    engine.ran("c", 2, HERE + 1)
+    assert [(move.name, move.instead) for move in engine.joint.moves(100, HERE)] == [("b1", "a1"), ("b0", "a0")]
+
+
+def test_only_what_goes_very_soon_costs_another_its_place() -> None:
+    engine = Engine(room=4, chunks=2, margin=4, soon=0)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.keeper.told("a", Hint(HERE, next_use=HERE + 20), HERE)
+    engine.ran("b", 2, HERE + 5)
+    engine.evict(2)
+    engine.ran("c", 2, HERE + 1)
+    assert engine.joint.moves(100, HERE) == []
+
+
+def test_of_what_does_not_fit_as_a_whole_the_start_is_saved() -> None:
+    engine = Engine(room=6, chunks=2, margin=6)
+    engine.ran("a", 6, HERE + 1)
+    assert [move.name for move in engine.joint.moves(100, HERE)] == ["a0", "a1"]
+
+
+def test_there_is_room_for_what_is_needed_sooner_and_nothing_unsaved_goes_for_it() -> None:
+    engine = Engine(room=4, chunks=8, margin=4)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.ran("b", 2, HERE + 5)
+    engine.ran("x", 0, HERE + 3)
+    engine.keeper.wrote("x", None, ["x0", "x1"], HERE)
+    engine.store(["x0", "x1"])
+    span = engine.keeper.ledger.span("x0")
+    assert engine.joint.room(span, 9, False, HERE) == 0
+    assert engine.joint.room(span, 9, True, HERE) == 2
+    engine.store(["b1"])
+    assert engine.joint.room(span, 9, False, HERE) == 1
+    engine.coming.add("b1")
+    assert engine.joint.room(span, 9, False, HERE) == 0
+
+
+def test_a_full_host_takes_only_what_costs_nothing() -> None:
+    engine = Engine(room=4, chunks=3, margin=1)
+    assert engine.joint.vacant(2, HERE) == 2
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    assert engine.joint.vacant(5, HERE) == 1
+    engine.keeper.released("a", HERE)
+    assert engine.joint.vacant(5, HERE) == 3
+
+
+def test_agents_in_turn_that_fit_both_tiers_together_lose_next_to_nothing() -> None:
+    agents, size = 6, 14
+    engine, found, asked, now = Engine(room=48, chunks=48, margin=23, soon=3), 0, 0, HERE
+    for turn in range(10 * agents):
+        agent = turn % agents
+        owner = "abcdef"[agent]
+        keys = [f"{owner}{place}" for place in range(size)]
+        held = next((at for at, key in enumerate(keys) if engine.block(key) is None and key not in engine.chunks), size)
+        if turn >= agents:
+            found, asked = found + held, asked + size
+        mine = [number for key in keys if (number := engine.block(key)) is not None]
+        for number in mine:
+            engine.keeper.device.remove(number)
+        need = size - len(mine) - engine.idle
+        engine.keeper.told(owner, Hint(now, next_use=now), now)
+        engine.evict(max(0, need))
+        engine.ran(owner, size, now + agents, now)
+        engine.keeper.device.put([(number, engine.blocks[number]) for number in reversed(mine)], now)
+        engine.joint.copied([key for key in keys if key in engine.chunks])
+        now += 1.0
+        engine.save(now)
+    assert found / asked > 0.85
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_save_never_loses_what_ranks_higher_than_what_is_saved(data: st.DataObject) -> None:
+    engine = Engine(room=12, chunks=data.draw(st.integers(1, 8)), margin=data.draw(st.integers(0, 12)), soon=6)
+    for owner in data.draw(st.lists(st.sampled_from("abcde"), min_size=1, max_size=12)):
+        count = data.draw(st.integers(1, 4))
+        while engine.idle < count:
+            engine.evict(1)
+        engine.ran(owner, count, HERE + data.draw(st.integers(1, 50)))
+        before, rank = dict(engine.chunks), engine.keeper.policy.rank
+        moves = engine.joint.moves(100, HERE)
+        names = [move.name for move in moves]
+        gone = [move.instead for move in moves if move.instead is not None]
+        assert len(set(names)) == len(names)
+        assert len(set(gone)) == len(gone) <= len(before)
+        assert len(before) + len(names) - len(gone) <= engine.size
+        for move in moves:
+            assert engine.blocks[move.number] == move.name
+            assert move.name not in engine.chunks
+            if move.instead is not None and engine.block(move.instead) is None:
+                lost = engine.keeper.ledger.span(move.instead)
+                kept = engine.keeper.ledger.span(move.name)
+                assert rank(Run(lost.owners, HERE), HERE) <= rank(Run(kept.owners, HERE), HERE)
+        engine.save()

@@ -1,0 +1,100 @@
+"""What an engine keeps of hints for owners that come, stay and go."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcache import keeper as keeper_module
+from kvcache.keeper import Keeper
+from kvcache.ledger import ANONYMOUS, DEVICE, HOST
+from kvcache.policy import DEAD, KNOWN, Hint
+from kvcache.retention import Retention
+
+SOON = Hint(0.0, next_use=10.0)
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    return Keeper(Retention(), 16)
+
+
+def step(keeper: Keeper, owner: str, role: str | None, *keys: str) -> None:
+    number = keeper.began(owner, keys, 1.0)
+    keeper.wrote(owner, role, keys, 1.0, number)
+    for key in keys:
+        if not keeper.ledger.copies(key, DEVICE):
+            keeper.ledger.gained(key, DEVICE)
+    keeper.left(owner, 16 * len(keys), 1.0)
+
+
+def rank(keeper: Keeper, *owners: str) -> int:
+    class Stack:
+        freed, tokens = 0.0, 16
+
+    Stack.owners = owners  # type: ignore[attr-defined]
+    return keeper.policy.rank(Stack(), 1.0)[0]  # type: ignore[arg-type]
+
+
+def test_a_role_told_of_before_it_has_blocks_keeps_its_hint_however_many_strangers_come(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "MOST_STRANGERS", 4)
+    assert not keeper.told("role", SOON, 0.0)
+    step(keeper, "a", "role", "system", "a")
+    step(keeper, "b", "role", "system", "b")
+    for number in range(9):
+        keeper.told(f"stranger {number}", SOON, 0.0)
+    assert rank(keeper, "role") == KNOWN
+
+
+def test_an_owner_that_came_by_the_host_alone_keeps_its_hint_however_many_strangers_come(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "MOST_STRANGERS", 4)
+    keeper.told("a", SOON, 0.0)
+    keeper.ledger.gained("key", HOST, "a")
+    for number in range(9):
+        keeper.told(f"stranger {number}", SOON, 0.0)
+    assert rank(keeper, "a") == KNOWN
+
+
+def test_hints_go_with_the_last_block_of_an_owner(keeper: Keeper) -> None:
+    step(keeper, "a", None, "key")
+    keeper.told("a", SOON, 0.0)
+    assert rank(keeper, "a") == KNOWN
+    keeper.ledger.lost("key", DEVICE)
+    keeper.sweep()
+    assert rank(keeper, "a") != KNOWN
+
+
+def test_a_released_owner_leaves_dead_blocks_and_no_trace_of_itself(keeper: Keeper) -> None:
+    step(keeper, "a", None, "key")
+    keeper.device.put([(1, "key")], 1.0)
+    assert keeper.released("a", 2.0)
+    assert [keeper.policy.rank(stack, 2.0)[0] for stack in keeper.device.order] == [DEAD]
+    assert not keeper.released("a", 3.0)
+
+
+def test_residency_is_told_in_tokens_and_only_where_it_changed(keeper: Keeper) -> None:
+    step(keeper, "a", None, "x", "y")
+    step(keeper, "b", None, "z")
+    step(keeper, ANONYMOUS, None, "nobody's")
+    assert keeper.residency() == {"a": (32, 0), "b": (16, 0)}
+    assert keeper.residency() == {}
+    keeper.ledger.gained("x", HOST)
+    keeper.ledger.lost("z", DEVICE)
+    assert keeper.residency() == {"a": (32, 16), "b": (0, 0)}
+    assert keeper.residency(full=True) == {"a": (32, 16)}
+
+
+def test_an_owner_that_came_and_went_between_two_reports_is_in_none(keeper: Keeper) -> None:
+    step(keeper, "a", None, "x")
+    keeper.ledger.lost("x", DEVICE)
+    assert keeper.residency() == {}
+
+
+def test_what_is_emptied_is_reported_empty(keeper: Keeper) -> None:
+    step(keeper, "a", None, "x")
+    keeper.residency()
+    keeper.cleared(DEVICE)
+    assert keeper.residency() == {"a": (0, 0)}
