@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from bench.errors import BenchError
-from bench.rivals.engines import LIMITS, Engines, connector
+from bench.rivals.engines import LIMITS, Build, Engines, connector
 from bench.workloads.runs import Workload
 from server.probe import describe
 
@@ -23,7 +23,7 @@ class Attached(Engines):
 
     def __init__(self, url: str, kv_tokens: int | None, max_len: int) -> None:
         self.urls, self.max_len, self.count, self.asked = [url.rstrip("/")], max_len, 1, kv_tokens or 0
-        self.model, self.costs, self.kv_tokens = "", None, self.asked
+        self.model, self.costs, self.kv_tokens, self.key = "", None, self.asked, ""
 
     async def __aenter__(self) -> Attached:
         unlimited = aiohttp.ClientTimeout(total=None)
@@ -52,7 +52,7 @@ class Attached(Engines):
         budget, sequences = LIMITS.values()
         return budget, sequences
 
-    async def fit(self, kv_tokens: int) -> None:
+    async def fit(self, build: Build) -> None:
         """Its memory is as it is."""
 
     async def reset(self) -> None:

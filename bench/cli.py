@@ -141,6 +141,9 @@ def bench(
     seed: SeedOption = 0,
     model: Annotated[str | None, typer.Option(help="The model to serve; none: the embedded one.")] = None,
     kv_tokens: Annotated[int | None, typer.Option(min=1, help="KV tokens of each engine; default 27040.")] = None,
+    link_gbps: Annotated[
+        float, typer.Option(min=0, help="GB/s to a host tier that the CPU backend pretends to have; 0: its own.")
+    ] = 0.0,
 ) -> None:
     """Play a workload on real engines behind Weft and what users would pick instead, side by side."""
     from bench import real
@@ -153,7 +156,7 @@ def bench(
     )  # fmt: skip
     places = points(load, str(workers), tier, arrivals)
     _note_supply(base, places)
-    real.compare(base, places, _parts(systems, "--systems"), trace, reps, out, model, kv_tokens, url)
+    real.compare(base, places, _parts(systems, "--systems"), trace, reps, out, model, kv_tokens, url, link_gbps)
 
 
 @server.app.command()

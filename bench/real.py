@@ -103,6 +103,7 @@ class Real:
             afresh(runs) if self._attached else runs,
             seed=cell.seed,
             load=cell.load,
+            tier=cell.tier,
             arrivals=cell.arrivals,
             supply=cell.supply,
             profile=self.profile,
@@ -125,11 +126,11 @@ class Real:
 
 def compare(
     base: Cell, places: Sequence[dict[str, Any]], systems: Sequence[str], trace: Path | None, reps: int, out: Path,
-    model: str | None = None, kv_tokens: int | None = None, url: str | None = None,
+    model: str | None = None, kv_tokens: int | None = None, url: str | None = None, link_gbps: float = 0.0,
 ) -> None:  # fmt: skip
     """Play the systems at these places of the matrix and report. Raises BenchError for what cannot be measured."""
-    if any(place["tier"] for place in places):
-        raise BenchError("real engines have no host tier yet: --tier 0")
+    if url is not None and any(place["tier"] for place in places):
+        raise BenchError("--url is one running server, with what host tier it has: --tier 0")
     if url is None:
         for name in systems:
             make(name)
@@ -143,7 +144,7 @@ def compare(
     engines = (
         Attached(url, kv_tokens, longest)
         if url
-        else Engines(base.workers, size, out / "engines", model=model, max_len=longest)
+        else Engines(base.workers, size, out / "engines", model=model, max_len=longest, link_gbps=link_gbps)
     )
     about = {"left_out": dict(workloads[0].left_out)}
     with Real(engines, trace) as real:

@@ -21,6 +21,7 @@ from scheduler.workers import Worker
 NEVER = float("inf")
 GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
 FETCHES = 4  # owners that are fetched ahead at once for one step
+RETURNING = 0.95  # the share of those that return within a hint's `hold`
 SESSIONS = 256  # of a run, the latest, that its graph is asked for
 HORIZON = 60.0  # seconds; what runs later is fetched by a later step
 
@@ -161,7 +162,8 @@ class Keeping:
         last = branch.last if branch is not None else None
         if branch is None or last is None or last.finished is None:
             return Hint(now)
-        return Hint(last.finished, gap=self._knowledge.gap(branch))
+        gap = self._knowledge.gap(branch)
+        return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never)
 
 
 def _name(workflow: Workflow) -> str:

@@ -19,6 +19,7 @@ from scheduler.identity import clean
 from server import errors
 from server import log as step_log
 from server.auth import Keys
+from server.control import Control
 from server.core import Core
 from server.errors import ApiError
 from server.fleet import Fleet, follow
@@ -70,7 +71,8 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None, memo
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with upstream_client() as client:
             app.state.weft = State(core, keys, client, responses, memory)
-            tasks = [asyncio.create_task(core.tick()), asyncio.create_task(follow(fleet, core, client))]
+            metrics.control = control = Control(core, client)
+            tasks = [asyncio.create_task(work) for work in (core.tick(), follow(fleet, core, client), control.run())]
             if memory is not None:
                 tasks.append(asyncio.create_task(keep(core, memory)))
             try:

@@ -128,9 +128,13 @@ def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def owned_headers(call: Call, owner: str) -> dict[str, str]:
-    """The headers of the request to the worker. The client's request id stays here: the engine aborts by it."""
-    return {**call.headers, "x-session-id": owner, "x-request-id": call.id}
+def owned_headers(call: Call, owner: str, priority: int = 0) -> dict[str, str]:
+    """The headers of the request to the worker. The client's request id stays here: the engine aborts by it.
+
+    A `priority` other than 0 is an error to an engine that does not go by it.
+    """
+    headers = {**call.headers, "x-session-id": owner, "x-request-id": call.id}
+    return headers | {"x-vllm-priority": str(priority)} if priority else headers
 
 
 def owned_body(call: Call, owner: str) -> bytes:

@@ -49,6 +49,10 @@ def serve(
     workers: Annotated[str | None, typer.Option(metavar="URL,...", help="Attach to vLLM servers that run.")] = None,
     worker_api_key: Annotated[str | None, typer.Option(help="The API key of attached workers.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a Ray cluster (`auto` or HOST:PORT); default: own.")] = None,
+    host_tier: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="Host memory per worker for KV, 0: off; default: a share of what is left."),
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="File of hashed API keys and their tenants (`weft key`).")] = None,
     trace_dir: Annotated[Path | None, typer.Option(help="Record a text-free JSONL trace of every step here.")] = None,
     log_format: Annotated[str | None, typer.Option(help="`text` or `json`; default text.")] = None,
@@ -62,8 +66,9 @@ def serve(
     """
     given: dict[str, Any] = {
         "models": models, "replicas": replicas, "host": host, "port": port, "workers": workers,
-        "worker_api_key": worker_api_key, "address": address, "keys": keys, "trace_dir": trace_dir,
-        "log_format": log_format, "drain_seconds": drain_seconds, "home": home, "vllm_args": ctx.obj or None,
+        "worker_api_key": worker_api_key, "address": address, "host_tier": host_tier, "keys": keys,
+        "trace_dir": trace_dir, "log_format": log_format, "drain_seconds": drain_seconds, "home": home,
+        "vllm_args": ctx.obj or None,
     }  # fmt: skip
     flags = {name: value for name, value in given.items() if value is not None}
     settings = config.load(flags, os.environ, config_file)

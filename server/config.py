@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     keys: Path | None = None
     trace_dir: Path | None = None
     log_format: Literal["text", "json"] = "text"
+    host_tier: float | None = Field(default=None, ge=0)
     drain_seconds: float = Field(default=30.0, ge=0)
     home: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
     vllm_args: Annotated[tuple[str, ...], NoDecode] = ()
@@ -72,8 +73,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if self.workers and (self.models or self.vllm_args or self.address):
-            raise ValueError("workers: attached workers run already; leave out models, vLLM flags and address")
+        if self.workers and (self.models or self.vllm_args or self.address or self.host_tier):
+            raise ValueError(
+                "workers: attached workers run already; leave out models, vLLM flags, host tier and address"
+            )
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(f"keys: {self.host} is not a loopback address; give a file of API keys (weft key --help)")
         return self

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from scheduler.actions import Action, Cancel, Decision, Dispatch, Reject
+from scheduler.actions import Action, Advice, Cancel, Decision, Dispatch, Reject
 from scheduler.events import (
+    AdviceDue,
     Event,
     FirstToken,
     StepArrived,
@@ -35,6 +37,7 @@ log = structlog.get_logger("weft")
 
 FALLBACK = "core-failed, fewest-attempts"
 SESSION_HEADER = (0, 32)
+ADVICE = 10  # times that engines are told what has changed, in each tick
 _RELEASE = re.compile(r"(\d+)\.([1-9]\d+)")  # 0.1.dev: built from a source tree, of any age
 
 
@@ -53,6 +56,17 @@ class Endpoint:
     api_key: str | None = None
     incarnation: str = ""
     version: str = ""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def advised(self) -> bool:
+        """Whether its engine has our plug-in and takes advice."""
+        return bool(self.abilities.get("control"))
+
+    @property
+    def orders(self) -> bool:
+        """Whether its engine lets steps go by their priority."""
+        return bool(self.abilities.get("order"))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -99,6 +113,8 @@ class Core:
 
     scheduler: Scheduler = field(default_factory=Scheduler)
     watchers: list[Callable[[Attempt], None]] = field(default_factory=list)
+    advisors: list[Callable[[Advice], None]] = field(default_factory=list)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     attempts: dict[str, Attempt] = field(default_factory=dict)
     in_flight: Counter[str] = field(default_factory=Counter)
@@ -157,7 +173,13 @@ class Core:
     def worker_up(self, endpoint: Endpoint, pool: str, kv_tokens: int) -> None:
         """The worker answers, or changed what it serves."""
         self.endpoints[endpoint.worker] = endpoint
-        self._handle(WorkerUp(endpoint.worker, pool, endpoint.models, endpoint.incarnation, kv_tokens))
+        abilities = endpoint.abilities
+        self._handle(
+            WorkerUp(
+                endpoint.worker, pool, endpoint.models, endpoint.incarnation, kv_tokens,
+                int(abilities.get("host_tier") or 0), endpoint.advised, bool(abilities.get("prefetch")),
+            )
+        )  # fmt: skip
 
     def worker_down(self, worker: str, failed: bool = False) -> None:
         """The worker does not answer, or has not yet; `failed` where it never will."""
@@ -171,7 +193,9 @@ class Core:
     async def tick(self, seconds: float = 1.0) -> None:
         """Tell the scheduler that time passes, until cancelled."""
         while True:
-            await asyncio.sleep(seconds)
+            for _ in range(ADVICE):
+                await asyncio.sleep(seconds / ADVICE)
+                self._handle(AdviceDue())
             self._handle(Tick())
 
     def _handle(self, event: Event) -> list[Action]:
@@ -181,6 +205,9 @@ class Core:
         for action in actions:
             if isinstance(action, Cancel) and (attempt := self.attempts.get(action.step)) and attempt.cut:
                 attempt.cut(action.reason)
+            elif isinstance(action, Advice):
+                for advise in self.advisors:
+                    advise(action)
         return actions
 
     @contextmanager

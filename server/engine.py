@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from server.config import ConfigError
 
 OWNED = ("--model", "--host", "--port", "--api-key", "--uds", "--root-path")
 """vLLM flags that Weft sets itself."""
+
+SCHEDULER = "kvcache.plugin.engine.WeftScheduler"
+CONNECTOR = {
+    "kv_connector": "WeftConnector", "kv_connector_module_path": "kvcache.plugin.connector", "kv_role": "kv_both",
+}  # fmt: skip
+GIB = 1 << 30
+SHARE = 4  # of the memory that is left, the part that the host tiers of a machine take if nobody says more
 
 _WORLD = {
     "--tensor-parallel-size": "-tp",
@@ -23,7 +33,10 @@ _WORLD = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """One worker to start. `command` replaces vLLM's, for tests: it gets `--host` and `--port` appended."""
+    """One worker to start. `command` replaces vLLM's, for tests: it gets `--host` and `--port` appended.
+
+    `host_tier` in GiB; None: of what memory is left where it starts, as much as is sensible.
+    """
 
     name: str
     pool: str
@@ -33,6 +46,7 @@ class EngineSpec:
     gpus: float = 0
     cpus: float = 0.1
     command: tuple[str, ...] = ()
+    host_tier: float | None = 0.0
 
 
 def check_args(args: Sequence[str]) -> None:
@@ -78,21 +92,72 @@ def free_port(host: str) -> int:
         return port
 
 
-def command(spec: EngineSpec, host: str, port: int) -> list[str]:
-    """The server's command line. The user's flags come last: where a flag is given twice, theirs wins."""
+def given(args: Sequence[str], *flags: str) -> bool:
+    """Whether one of the flags is among the arguments."""
+    return any(arg.partition("=")[0].replace("_", "-") in flags for arg in args)
+
+
+def plugin_args(args: Sequence[str], host_tier: float, link_gbps: float = 0.0) -> list[str]:
+    """The flags that put our plug-in into an engine with a host tier of so many GiB; where the user's own flags take
+    its place, it stays out. `link_gbps`: the speed in GB/s that the CPU backend's tier pretends to have."""
+    flags: list[str] = []
+    if not given(args, "--scheduler-cls"):
+        flags += ["--scheduler-cls", SCHEDULER]
+    if not given(args, "--scheduling-policy"):
+        flags += ["--scheduling-policy", "priority"]
+    if host_tier > 0 and not given(args, "--kv-transfer-config", "--kv-offloading-size"):
+        extra = {
+            "spec_name": "HostTierSpec", "spec_module_path": "kvcache.plugin.host_copy",
+            "cpu_bytes_to_use": int(host_tier * GIB), "eviction_policy": "OwnerCachePolicy",
+            "cache_policy_module_path": "kvcache.plugin.host_policy", "offload_prompt_only": False,
+        }  # fmt: skip
+        if link_gbps:
+            extra["link_gbps"] = link_gbps
+        flags += ["--kv-transfer-config", json.dumps({**CONNECTOR, "kv_connector_extra_config": extra})]
+    return flags
+
+
+def sensible_tier(build: str | None, workers: int) -> float:
+    """GiB of host tier for one of so many workers on this machine; 0 on the CPU backend, whose KV lies there anyway."""
+    return memory_left() / GIB / SHARE / max(1, workers) if build == "gpu" else 0.0
+
+
+def memory_left() -> int:
+    """Bytes that this process may still take: what its control group leaves, else what the machine has."""
+    left = [_proc_bytes("MemAvailable")]
+    for most, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            left.append(int(Path(most).read_text()) - int(Path(used).read_text()))
+    return max(0, min(left))
+
+
+def _proc_bytes(name: str) -> int:
+    with suppress(OSError), open("/proc/meminfo") as lines:
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
+    return 0
+
+
+def command(spec: EngineSpec, host: str, port: int, workers: int = 1) -> list[str]:
+    """The server's command line, on a machine with so many workers. The user's flags come last: of two, theirs wins."""
     if spec.command:
         return [*spec.command, "--host", host, "--port", str(port)]
     # The CPU wheel's `vllm serve` looks for a distribution named vllm and does not find it.
     cpu = ("vllm.entrypoints.openai.api_server", "--model", spec.model)
     gpu = ("vllm.entrypoints.cli.main", "serve", spec.model)
+    build = installed()
+    tier = spec.host_tier if spec.host_tier is not None else sensible_tier(build, workers)
     return [
         *(sys.executable, "-P", "-m"),  # -P: no folder of the user's may shadow a module
-        *(cpu if installed() == "cpu" else gpu),
+        *(cpu if build == "cpu" else gpu),
         *("--host", host),
         *("--port", str(port)),
         *("--middleware", "kvcache.plugin.guard.RequireKey"),
         "--enable-prompt-tokens-details",
         "--disable-uvicorn-access-log",
+        *plugin_args(spec.args, tier),
         *spec.args,
     ]
 

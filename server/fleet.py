@@ -114,9 +114,12 @@ class _Follower:
         self.said = ""
         incarnation = location.incarnation or str(self.outages)
         cards, version = described.cards, described.version
-        endpoint = Endpoint(self.worker, location.url, cards, location.api_key, incarnation, version)
+        abilities = described.abilities
+        endpoint = Endpoint(self.worker, location.url, cards, location.api_key, incarnation, version, abilities)
         known = self.core.endpoints.get(self.worker)
-        if known is None or (known.models, known.incarnation) != (endpoint.models, incarnation):
+        if known is None or _news(known) != _news(endpoint):
+            if reasons := abilities.get("why"):
+                log.warning("the engine does as stock vLLM where it must", worker=self.worker, why=reasons)
             log.info("worker up", worker=self.worker, models=endpoint.models, kv_tokens=described.kv_tokens)
             self.core.worker_up(endpoint, described.pool, described.kv_tokens)
 
@@ -125,3 +128,7 @@ class _Follower:
         if reason != self.said:
             self.said = reason
             log.warning(event, worker=self.worker, reason=reason[-1000:])
+
+
+def _news(endpoint: Endpoint) -> tuple[object, ...]:
+    return endpoint.models, endpoint.incarnation, endpoint.abilities

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.control import Control
 from server.core import Attempt, Core
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -17,11 +18,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """Counts the steps that end; reads the gauges off the core when asked."""
+    """Counts the steps that end; reads the gauges off the core when asked, and off what engines told `control`."""
 
     def __init__(self, core: Core) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Gauges(core))
+        self.registry.register(_Engines(self))
+        self.control: Control | None = None
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"weft_{name}", text, labels, registry=self.registry)
@@ -74,6 +77,8 @@ class _Gauges(Collector):
             "live_sessions", "Live sessions seated on a worker", "worker", {w.id: len(w.sessions) for w in workers}
         )
         yield _gauge("kv_capacity_tokens", "KV capacity of a worker", "worker", {w.id: w.kv_tokens for w in workers})
+        tiers = {w.id: w.host_tokens for w in workers}
+        yield _gauge("host_tier_capacity_tokens", "KV capacity of a worker's host tier", "worker", tiers)
         states = dict.fromkeys(("starting", "up", "draining", "down", "failed"), 0)
         for worker in workers:
             states[worker.state] += 1
@@ -90,6 +95,32 @@ class _Gauges(Collector):
         for name, score in (knowledge.estimates.calibration() | knowledge.scores.values()).items():
             yield GaugeMetricFamily(f"weft_prediction_{name}", "Predictions against the truth, lately", value=score)
         yield CounterMetricFamily("weft_core_failures", "Events on which the core failed", value=core.failures)
+
+
+class _Engines(Collector):
+    """What the engines' plug-ins tell of themselves, and what became of the advice to them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        control = self._metrics.control
+        if control is None:
+            return
+        told = CounterMetricFamily(
+            "weft_advice", "Advice to engines, by what became of it", labels=["worker", "status"]
+        )
+        for (worker, status), number in control.counts.items():
+            told.add_metric([worker, status], number)
+        yield told
+        names = dict.fromkeys(name for gauges in control.gauges.values() for name in gauges)
+        for name in names:
+            values = {worker: gauges[name] for worker, gauges in control.gauges.items() if name in gauges}
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"weft_engine_{name.removesuffix('_total')}", "As the plug-in tells it", labels=["worker"])
+            for worker, value in values.items():
+                family.add_metric([worker], value)
+            yield family
 
 
 def _gauge(name: str, text: str, label: str, values: dict[str, int]) -> Metric:

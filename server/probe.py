@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from kvcache.plugin.route import PATH
 from server.core import Endpoint, bearer
 from server.relay import LOST
 
@@ -20,11 +21,15 @@ _LABEL = re.compile(rb'(block_size|num_gpu_blocks)="(\d+)"')
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A server that answers: its models, its vLLM, and its KV capacity in tokens (0 where it does not say)."""
+    """A server that answers: its models, its vLLM, and its KV capacity in tokens (0 where it does not say).
+
+    `abilities` are those that our plug-in tells of its engine; empty without it.
+    """
 
     cards: tuple[dict[str, Any], ...]
     version: str
     kv_tokens: int
+    abilities: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pool(self) -> str:
@@ -44,9 +49,10 @@ async def describe(client: aiohttp.ClientSession, url: str, api_key: str | None)
         version = await _json(client, url + "/version", headers)
         async with client.get(url + "/metrics", headers=headers, timeout=TIMEOUT) as answer:
             kv_tokens = _capacity(await answer.read())
+        abilities = await _abilities(client, url, headers)
     except (*LOST, ValueError, KeyError, TypeError) as error:
         return f"{url}: {error or type(error).__name__}"
-    return Described(cards, str(version.get("version", "")), kv_tokens)
+    return Described(cards, str(version.get("version", "")), kv_tokens, abilities)
 
 
 async def alive(client: aiohttp.ClientSession, endpoint: Endpoint) -> bool | None:
@@ -64,6 +70,14 @@ async def _json(client: aiohttp.ClientSession, url: str, headers: Mapping[str, s
     async with client.get(url, headers=headers, timeout=TIMEOUT) as answer:
         body = await answer.json(content_type=None) if answer.status == 200 else {}
         return body if isinstance(body, dict) else {}
+
+
+async def _abilities(client: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Only an engine with our plug-in has the route."""
+    asked = {"ask": "abilities"}
+    async with client.post(url + PATH, json=asked, headers=headers, timeout=TIMEOUT) as answer:
+        found = await answer.json(content_type=None) if answer.status == 200 else {}
+        return found if isinstance(found, dict) and found.get("plugin") else {}
 
 
 def _capacity(metrics: bytes) -> int:

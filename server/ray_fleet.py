@@ -32,7 +32,7 @@ class RayFleet:
 
     def __init__(self, specs: Sequence[EngineSpec], home: str, host: str | None, cpu_share: int) -> None:
         self.specs = {spec.name: spec for spec in specs}
-        self._arguments = (home, host, cpu_share)
+        self._arguments = (home, host, cpu_share, len(specs))
         self._actors: dict[str, Any] = {}
         self.states: dict[str, str] = dict.fromkeys(self.specs, "placing")
         self.failed: dict[str, str] = {}

@@ -107,7 +107,8 @@ class Exchange(Response):
         endpoint = self.core.endpoints.get(action.decision.worker)
         if endpoint is None:
             raise WorkerLost("the worker is down")
-        headers = owned_headers(self.call, action.owner) | bearer(endpoint.api_key)
+        priority = action.priority if endpoint.orders else 0
+        headers = owned_headers(self.call, action.owner, priority) | bearer(endpoint.api_key)
         url = endpoint.url + self.call.path
         body = self.call.body if endpoint.reads_session_header else owned_body(self.call, action.owner)
         try:

@@ -195,7 +195,8 @@ def _specs(settings: Settings, banner: Banner) -> list[EngineSpec]:
         elif os.path.isdir(model):
             model = os.path.abspath(model)
         slug = _slug(shown, {spec.pool for spec in specs})
-        specs += [EngineSpec(f"{slug}-{i}", slug, model, args, env, gpus) for i in range(count)]
+        tier = settings.host_tier
+        specs += [EngineSpec(f"{slug}-{i}", slug, model, args, env, gpus, host_tier=tier) for i in range(count)]
     return specs
 
 

@@ -32,7 +32,7 @@ class WorkerActor:
     A server that dies before it ever answered is not restarted: its flags are wrong, and `info` says what it said.
     """
 
-    def __init__(self, spec: EngineSpec, home: str, host: str | None, cpu_share: int) -> None:
+    def __init__(self, spec: EngineSpec, home: str, host: str | None, cpu_share: int, workers: int) -> None:
         self.spec = spec
         self.host = host = host or ray.util.get_node_ip_address()
         self.restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -43,7 +43,7 @@ class WorkerActor:
         self.directory = Path(home) / spec.name
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / "vllm.log"
-        command = engine.command(spec, host, self.port)
+        command = engine.command(spec, host, self.port, workers)
         if self.log.exists():
             self.log.replace(self.directory / "vllm.log.1")
         with self.log.open("wb") as log:

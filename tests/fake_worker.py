@@ -41,6 +41,7 @@ class FakeWorker:
     hung: bool = False
     version: str = "0.32.0"
     url: str = ""
+    plugin: Callable[[Any], dict[str, Any]] | None = None
     speak: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {"role": "assistant", "content": "hello"}
 
     async def start(self, port: int = 0) -> FakeWorker:
@@ -51,6 +52,7 @@ class FakeWorker:
         app.router.add_get("/version", self._version)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/responses/{id}", self._stored)
+        app.router.add_post("/weft/control", self._control)
         app.router.add_post("/{path:.*}", self._post)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
@@ -87,6 +89,13 @@ class FakeWorker:
     async def _stored(self, request: web.Request) -> web.Response:
         made = self.stored.get(request.match_info["id"])
         return web.json_response(made or {"error": {"message": "no"}}, status=200 if made else 404)
+
+    async def _control(self, request: web.Request) -> web.Response:
+        if self.plugin is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        return web.json_response(self.plugin(await request.json()))
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
+import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +28,8 @@ from bench.rivals.texts import made
 from bench.workloads.runs import Piece, Workload
 from server import embedded
 from server.config import Settings
-from server.engine import free_port, installed
+from server.core import bearer
+from server.engine import GIB, free_port, installed, plugin_args
 from server.probe import describe
 
 HOST = "127.0.0.1"
@@ -46,19 +50,30 @@ CPU_ENV = {
 _COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens")
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """How engines are to be: `kv_tokens` each, a host tier of `tier` times as much, and stock vLLM, or our plug-in with
+    an eviction `policy`. Under stock vLLM a tier is its own offloading connector, with LRU."""
+
+    kv_tokens: int
+    tier: float = 0.0
+    policy: str | None = None
+
+
 class Engines:
     """`count` engines of one model. Used as an async context manager, in the event loop that plays on them.
 
     `asked` KV tokens per engine are what the load is reckoned with; `kv_tokens` is what each has now, as vLLM says.
     `model`: a path or name, None for the embedded one. `max_len` tokens may a call have. `args` are more vLLM flags;
-    each engine takes `gpus` GPUs where vLLM's build has any. Logs go to `folder`.
+    each engine takes `gpus` GPUs where vLLM's build has any. `link_gbps`: the speed of the link to a host tier that the
+    CPU backend pretends to have, in GB/s; 0: as fast as it copies. Logs go to `folder`.
     """
 
     block = BLOCK
 
     def __init__(
         self, count: int, kv_tokens: int, folder: Path, *, model: str | None = None, max_len: int = 4096,
-        args: Sequence[str] = (), gpus: int = 1, home: Path = HOME,
+        args: Sequence[str] = (), gpus: int = 1, home: Path = HOME, link_gbps: float = 0.0,
     ) -> None:  # fmt: skip
         if kv_tokens < max_len:
             raise BenchError(f"an engine of {kv_tokens} KV tokens cannot take calls of {max_len} tokens")
@@ -69,7 +84,10 @@ class Engines:
         self._source = str(Path(model).absolute()) if model and Path(model).is_dir() else model
         self._processes: list[Process] = []
         self._isolation = Isolation(count) if self._cpu else None
-        self._started = self._given = 0
+        self._link_gbps = link_gbps
+        self._started = 0
+        self._given: Build | None = None
+        self.key = secrets.token_urlsafe(24)
         self.urls: list[str] = []
         self.kv_tokens = 0
         self.model = ""
@@ -77,11 +95,12 @@ class Engines:
         """What `bench.rivals.costs` measured here, None before."""
 
     async def __aenter__(self) -> Engines:
-        self.http = aiohttp.ClientSession(connector=connector(), timeout=aiohttp.ClientTimeout(total=None))
+        unlimited = aiohttp.ClientTimeout(total=None)
+        self.http = aiohttp.ClientSession(connector=connector(), timeout=unlimited, headers=bearer(self.key))
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / ".gitignore").write_text("*\n")
         try:
-            await self._start(self.asked)
+            await self._start(Build(self.asked))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -95,11 +114,11 @@ class Engines:
             self._isolation.release()
         await self.http.close()
 
-    async def fit(self, kv_tokens: int) -> None:
-        """Give each engine so many KV tokens; restarts them where they have another number, or where one has died."""
-        if kv_tokens != self._given or not all(process.alive for process in self._processes):
+    async def fit(self, build: Build) -> None:
+        """Have the engines so; restarts them where they are not, or where one has died."""
+        if build != self._given or not all(process.alive for process in self._processes):
             await self._stop()
-            await self._start(kv_tokens)
+            await self._start(build)
 
     async def reset(self) -> None:
         """Empty the prefix caches. Raises RuntimeError where an engine refuses, as it does while calls run."""
@@ -130,19 +149,20 @@ class Engines:
             "kv_tokens": self.asked,
             "block": BLOCK,
             "max_len": self.max_len,
-            "flags": self._flags(self.asked),
+            "flags": self._flags(Build(self.asked)),
+            "link_gbps": self._link_gbps,
             "isolation": list(self._isolation.said) if self._isolation else gpus,
         }
 
     @property
     def limits(self) -> tuple[int, int]:
         """The engines' max_num_batched_tokens and max_num_seqs: as flags say, else as vLLM sets them on a large GPU."""
-        flags = self._flags(self.asked)
+        flags = self._flags(Build(self.asked))
         given = {name: int(value) for name, value in itertools.pairwise(flags) if name in LIMITS}
         budget, sequences = (given.get(name, value) for name, value in LIMITS.items())
         return budget, sequences
 
-    async def _start(self, kv_tokens: int) -> None:
+    async def _start(self, build: Build) -> None:
         model = self._source or str(await asyncio.to_thread(embedded.ensure, self._home))
         if self._isolation:
             self._isolation.release()
@@ -154,7 +174,7 @@ class Engines:
         self.urls = [f"http://{HOST}:{port}" for port in ports]
         for index, port in enumerate(ports):
             log = self._folder / f"engine-{index}.{self._started}.log"
-            command = [*_server(self._cpu, model), "--host", HOST, "--port", str(port), *self._flags(kv_tokens)]
+            command = [*_server(self._cpu, model), "--host", HOST, "--port", str(port), *self._flags(build, model)]
             self._processes.append(Process(command, log, self._environment(index, model), cwd=log.parent))
         await asyncio.gather(*map(self._ready, self._processes, self.urls))
         if self._isolation:
@@ -163,22 +183,30 @@ class Engines:
             self._isolation.confine()
         await self._describe()
         await asyncio.gather(*map(self._warm_up, self.urls))
-        self._given = kv_tokens
+        self._given = build
 
     async def _stop(self) -> None:
-        self._given = 0
+        self._given = None
         await asyncio.gather(*(process.stop() for process in self._processes))
         self._processes.clear()
 
-    def _flags(self, kv_tokens: int) -> list[str]:
+    def _flags(self, build: Build, model: str = "") -> list[str]:
         flags = ["--served-model-name", embedded.NAME] if self._source is None else []
         flags += ["--block-size", str(BLOCK), "--max-model-len", str(self.max_len)]
-        flags += ["--num-gpu-blocks-override", str(kv_tokens // BLOCK + 1)]  # one block is vLLM's null block
+        flags += ["--num-gpu-blocks-override", str(build.kv_tokens // BLOCK + 1)]  # one block is vLLM's null block
         flags += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
-        return [*flags, *(CPU_ARGS if self._cpu else ("--tensor-parallel-size", str(self.gpus))), *self.args]
+        flags += [*(CPU_ARGS if self._cpu else ("--tensor-parallel-size", str(self.gpus))), *self.args]
+        gib = build.tier * build.kv_tokens * kv_bytes(model) / GIB if build.tier else 0.0
+        if build.policy is not None:
+            flags += ["--middleware", "kvcache.plugin.guard.RequireKey", *plugin_args(self.args, gib, self._link_gbps)]
+            flags += ["--additional-config", json.dumps({"weft_policy": build.policy})]
+        elif gib:
+            flags += stock_tier_args(gib, self._link_gbps)
+        return flags
 
     def _environment(self, index: int, model: str) -> dict[str, str]:
         env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_SERVER_DEV_MODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env["VLLM_API_KEY"] = self.key
         if Path(model).is_dir():
             env["HF_HUB_OFFLINE"] = "1"
         own = range(index * self.gpus, (index + 1) * self.gpus)
@@ -193,7 +221,7 @@ class Engines:
 
     async def _describe(self) -> None:
         for url in self.urls:
-            described = await describe(self.http, url, None)
+            described = await describe(self.http, url, self.key)
             if isinstance(described, str):
                 raise RuntimeError(described)
             self.model, self.kv_tokens = described.pool, described.kv_tokens
@@ -208,7 +236,8 @@ class Engines:
                 raise RuntimeError(f"{url}: {exchange.error}")
 
     async def _emptied(self, url: str) -> bool:
-        async with self.http.post(url + "/reset_prefix_cache") as answer:
+        external = self._given is not None and self._given.tier > 0
+        async with self.http.post(url + "/reset_prefix_cache" + "?reset_external=true" * external) as answer:
             said = await answer.read()
             return answer.status == 200 and b"false" not in said
 
@@ -216,6 +245,26 @@ class Engines:
 def connector() -> aiohttp.TCPConnector:
     """Connections without limit, which we close before a server does: it would do so just when a call is sent."""
     return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS)
+
+
+def kv_bytes(model: str) -> int:
+    """Bytes of KV for each token of a model of two bytes a number."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * 2)
+
+
+def stock_tier_args(gib: float, link_gbps: float) -> list[str]:
+    """vLLM's own offloading with its own LRU; on the CPU backend, for which it has no worker, our copying one."""
+    extra = {
+        "spec_name": "HostTierSpec", "spec_module_path": "kvcache.plugin.host_copy", "cpu_bytes_to_use": int(gib * GIB),
+        "offload_prompt_only": False, "link_gbps": link_gbps,
+    }  # fmt: skip
+    config = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    return ["--kv-transfer-config", json.dumps(config)]
 
 
 def length_for(workload: Workload) -> int:

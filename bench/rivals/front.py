@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.rivals.engines import Engines
+from bench.rivals.engines import Build, Engines
 from bench.simulation.system import Seats
 from bench.simulation.systems.stock import Ring
 from bench.workloads.runs import Call, Piece, Run, Workload
@@ -84,9 +84,10 @@ class Front:
     async def stop(self) -> None:
         """End what `start` started, also where that failed half-way."""
 
-    def kv_tokens(self, runs: Sequence[Run], asked: int) -> int:
-        """The KV tokens that each engine shall have for these runs, where `asked` are what all others have."""
-        return asked
+    def build(self, runs: Sequence[Run], asked: int, tier: float) -> Build:
+        """How the engines shall be for these runs; all others have the `asked` KV tokens, and `tier` times that on the
+        host."""
+        return Build(asked, tier)
 
     async def place(self, turn: Turn) -> Place:
         """Where the call goes; may wait."""
@@ -138,10 +139,10 @@ class Stock(Direct):
 class Unlimited(Stock):
     """Stock on engines whose KV memory holds everything that is played: the upper bound."""
 
-    def kv_tokens(self, runs: Sequence[Run], asked: int) -> int:
+    def build(self, runs: Sequence[Run], asked: int, tier: float) -> Build:
         """Enough if one engine got all of texts somewhat too long; a power of two, so that seeds share engines."""
         total = sum(map(distinct_tokens, runs)) * 5 // 4
-        return max(asked, 1 << (total - 1).bit_length())
+        return Build(max(asked, 1 << (total - 1).bit_length()))
 
 
 class RoundRobin(Direct):

@@ -16,7 +16,7 @@ from bench.play import Player
 from bench.records import Played
 from bench.rivals.engines import Engines
 from bench.rivals.front import Front, Hash, LeastLoaded, RoundRobin, Semaphore, Stock, Unlimited
-from bench.rivals.servers import Hinted, Program, Router, Weft
+from bench.rivals.servers import Hinted, Program, Router, Weft, WeftHinted
 from bench.rivals.texts import calibrate
 from bench.schedule import OPEN_RUNS, poisson, starts, traced
 from bench.schedule import slots as slots_of
@@ -34,9 +34,14 @@ SYSTEMS: dict[str, Callable[[], Front]] = {
     "vllm-router-program": Program,
     "vllm-router-program-hinted": Hinted,
     "weft": Weft,
+    "weft-hinted": WeftHinted,
+    "weft-attached": lambda: Weft(policy=None),
+    "weft-no-evict": lambda: Weft(policy="lru"),
+    "weft-saga": lambda: Weft(policy="saga"),
+    "weft-kvflow": lambda: WeftHinted(policy="kvflow"),
     "unlimited": Unlimited,
 }
-LATER = ("weft-no-gate", "weft-no-evict", "weft-no-release", "weft-no-tier", "weft-no-prefetch")
+LATER = ("weft-no-gate",)
 
 
 def make(system: str) -> Front:
@@ -49,7 +54,7 @@ def make(system: str) -> Front:
 
 
 async def measure(
-    system: str, engines: Engines, workload: Workload, *, seed: int, load: float | None = None,
+    system: str, engines: Engines, workload: Workload, *, seed: int, load: float | None = None, tier: float = 0.0,
     arrivals: str = CLOSED, supply: int = 4, timeout: float = TIMEOUT, profile: Profile | None = None,
     say: Callable[[str], None] = print,
 ) -> Played:  # fmt: skip
@@ -68,7 +73,7 @@ async def measure(
     longest = max(call.prompt.end + call.output for run in runs for call in run.calls)
     if longest > engines.max_len:
         raise BenchError(f"{workload.name} has calls of {longest} tokens, the engines take {engines.max_len}")
-    await engines.fit(front.kv_tokens(runs, engines.asked))
+    await engines.fit(front.build(runs, engines.asked, tier))
     await engines.reset()
     try:
         await front.start(engines, workload)

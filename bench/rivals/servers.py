@@ -16,10 +16,10 @@ import aiohttp
 
 from bench.errors import BenchError
 from bench.rivals.costs import measured
-from bench.rivals.engines import HOST, Engines
+from bench.rivals.engines import HOST, Build, Engines
 from bench.rivals.front import Front, Place, Turn, owner
 from bench.rivals.process import Process, environment
-from bench.workloads.runs import Workload
+from bench.workloads.runs import Run, Workload
 from server.engine import free_port
 
 READY_SECONDS = 60.0
@@ -77,19 +77,78 @@ class Server(Front):
 
 
 class Weft(Server):
-    """`weft serve` attached to the engines, with an empty home: it knows nothing of what it served before."""
+    """`weft serve` attached to the engines, with an empty home: it knows nothing of what it served before.
+
+    `policy` is the eviction policy of the engines' plug-in; None: they are stock vLLM.
+    """
 
     program = "weft"
 
+    def __init__(self, policy: str | None = "retention") -> None:
+        super().__init__()
+        self.policy = policy
+
+    def build(self, runs: Sequence[Run], asked: int, tier: float) -> Build:
+        """With our plug-in."""
+        return Build(asked, tier, self.policy)
+
     async def arguments(self, engines: Engines, workload: Workload, port: int) -> Sequence[str]:
         """Nothing but where things are."""
-        return ["serve", "--workers", ",".join(engines.urls), "--port", str(port), "--home", str(self.folder)]
+        return [
+            *("serve", "--workers", ",".join(engines.urls), "--worker-api-key", engines.key),
+            *("--port", str(port), "--home", str(self.folder)),
+        ]
 
     async def ready(self, http: aiohttp.ClientSession, engines: int) -> bool:
-        """It has seen every engine."""
+        """It has seen every engine, and what that can do."""
         async with http.get(self.url + "/v1/workers") as answer:
             workers = (await answer.json())["workers"]
-        return [worker["state"] for worker in workers] == ["up"] * engines
+        if [worker["state"] for worker in workers] != ["up"] * engines:
+            return False
+        for worker in workers:
+            if self.policy is not None and not worker["engine"].get("eviction"):
+                raise RuntimeError(f"the plug-in does not keep the KV: {worker['engine']}")
+        return True
+
+
+class WeftHinted(Weft):
+    """The same, with clients that say all they can: run and program, declared templates, whom a call follows there, and
+    the end of each run."""
+
+    async def start(self, engines: Engines, workload: Workload) -> None:
+        """Templates are declared before the first run."""
+        self.http, self.telling = engines.http, set[asyncio.Task[None]]()
+        await super().start(engines, workload)
+        for run in {run.program: run for run in workload.runs}.values():
+            if document := run.hints.get("template"):
+                url = f"{self.url}/v1/workflows/templates/{run.program}"
+                async with self.http.put(url, json=document) as answer:
+                    if answer.status != 200:
+                        raise RuntimeError(f"the template of {run.program}: {await answer.text()}")
+
+    async def stop(self) -> None:
+        """What is still to be said is said first."""
+        await asyncio.gather(*self.telling, return_exceptions=True)
+        await super().stop()
+
+    async def place(self, turn: Turn) -> Place:
+        """The hints go in OpenAI's own field of metadata."""
+        run, call = turn.run, turn.call
+        said = {"workflow_id": run.id, "workflow": run.program, "node": call.role}
+        others = [one.role for one in call.after if one.session != call.session] if "template" in run.hints else []
+        if others:
+            said["after"] = ",".join(dict.fromkeys(others))
+        return Place(self.url, "", turn.headers, {"metadata": said})
+
+    def over(self, run: Run) -> None:
+        """It has ended."""
+        task = asyncio.create_task(self._finish(run))
+        self.telling.add(task)
+        task.add_done_callback(self.telling.discard)
+
+    async def _finish(self, run: Run) -> None:
+        async with self.http.post(f"{self.url}/v1/workflows/{run.id}/finish") as answer:
+            await answer.read()
 
 
 class Router(Server):

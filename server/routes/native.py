@@ -62,6 +62,13 @@ class Returns(BaseModel):
     never: float
 
 
+class Resident(BaseModel):
+    """Tokens of KV that lie on the device and in the host tier; guessed where the engine does not report."""
+
+    device: int
+    host: int
+
+
 class SessionRow(BaseModel):
     """One growing context of a workflow."""
 
@@ -70,6 +77,7 @@ class SessionRow(BaseModel):
     parent: str | None
     worker: str | None
     state: str
+    resident: Resident
     returns: Returns | None
 
 
@@ -146,13 +154,16 @@ class WorkflowDetail(BaseModel):
 
 
 class WorkerRow(BaseModel):
-    """One vLLM engine."""
+    """One vLLM engine. `engine` is what its plug-in says it can do, empty without the plug-in."""
 
     worker: str
     pool: str
     models: list[str]
     state: str
     kv_tokens: int
+    host_tokens: int
+    resident_owners: int
+    engine: dict[str, Any]
     running_steps: int
     live_sessions: int
 
@@ -250,7 +261,7 @@ async def workflow_detail(request: Request, workflow: str) -> WorkflowDetail:
     found = scheduler.graph.get(tenant.name, workflow)
     if found is None:
         raise ApiError(404, f"No workflow {workflow!r} is known.")
-    return WorkflowDetail(**view.detail(found, scheduler.knowledge))
+    return WorkflowDetail(**view.detail(found, scheduler.knowledge, scheduler.workers))
 
 
 @native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404))
@@ -268,8 +279,10 @@ async def finish(request: Request, workflow: str) -> WorkflowRow:
 async def workers(request: Request) -> WorkerList:
     """The workers: what each serves and what runs on it."""
     authenticate(request)
-    seen = state_of(request).core.scheduler.workers.values()
-    return WorkerList(workers=[WorkerRow(**view.worker(w)) for w in seen])
+    core = state_of(request).core
+    able = {name: endpoint.abilities for name, endpoint in core.endpoints.items()}
+    rows = [WorkerRow(engine=dict(able.get(w.id, {})), **view.worker(w)) for w in core.scheduler.workers.values()]
+    return WorkerList(workers=rows)
 
 
 def probes(metrics: Metrics) -> APIRouter:

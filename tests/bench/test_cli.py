@@ -103,7 +103,7 @@ def test_what_cannot_be_simulated_is_said_in_one_line(
     [
         (["--workload", "w11"], "unknown workload 'w11'"),
         (["--workload", "w1", "--systems", "stok"], "unknown system 'stok'"),
-        (["--workload", "w1", "--tier", "2"], "real engines have no host tier yet"),
+        (["--workload", "w1", "--tier", "2", "--url", "http://127.0.0.1:9"], "with what host tier it has"),
         (["--workload", "w1", "--url", "http://127.0.0.1:9", "--systems", "a,b"], "give --systems the one name"),
         (["--workload", "w1", "--url", "http://127.0.0.1:9", "--systems", "a"], "nothing to measure"),
     ],

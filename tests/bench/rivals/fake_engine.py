@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from bench.rivals.costs import Costs
+from bench.rivals.engines import Build
+from kvcache.plugin.control import stock
 from server.engine import free_port
 
 MODEL = "fake"
@@ -31,6 +33,8 @@ class FakeEngine:
     flying: int = 0
     most: int = 0
     resets: int = 0
+    plugin: bool = False
+    advice: list[dict[str, Any]] = field(default_factory=list)
 
     async def start(self) -> FakeEngine:
         app = web.Application(client_max_size=1 << 30)
@@ -40,6 +44,7 @@ class FakeEngine:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/reset_prefix_cache", self._reset)
+        app.router.add_post("/weft/control", self._control)
         app.router.add_post("/v1/chat/completions", self._chat)
         self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self.runner.setup()
@@ -80,6 +85,15 @@ class FakeEngine:
     async def _tokenize(self, request: web.Request) -> web.Response:
         fields = await request.json()
         return web.json_response({"count": len(words(fields["messages"], fields.get("add_generation_prompt", True)))})
+
+    async def _control(self, request: web.Request) -> web.Response:
+        if not self.plugin:
+            return web.Response(status=404)
+        message = await request.json()
+        if "ask" in message:
+            return web.json_response({"plugin": True, "control": True, "eviction": True})
+        self.advice += message["actions"]
+        return web.json_response(stock(message))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         fields = await request.json()
@@ -139,6 +153,7 @@ class FakeEngines:
     asked: int = KV_TOKENS
     costs: Costs | None = None
     limits: tuple[int, int] = (1024, 16)
+    key: str = "inner"
 
     @property
     def urls(self) -> list[str]:
@@ -148,8 +163,10 @@ class FakeEngines:
     def count(self) -> int:
         return len(self.engines)
 
-    async def fit(self, kv_tokens: int) -> None:
-        self.kv_tokens = kv_tokens
+    async def fit(self, build: Build) -> None:
+        self.kv_tokens = build.kv_tokens
+        for engine in self.engines:
+            engine.plugin = build.policy is not None
 
     async def reset(self) -> None:
         for engine in self.engines:

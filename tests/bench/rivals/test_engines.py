@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.rivals.engines import BLOCK, Engines, length_for
+from bench.rivals.engines import BLOCK, Build, Engines, kv_bytes, length_for
 from bench.rivals.isolation import Isolation
 from bench.rivals.process import Process, descendants, environment
 from bench.workloads.runs import Call, Piece, Run, Workload
@@ -128,7 +129,7 @@ def test_an_engine_must_hold_one_call(tmp_path: Path) -> None:
 class Unstarted(Engines):
     """Starts no engine."""
 
-    async def _start(self, kv_tokens: int) -> None:
+    async def _start(self, build: Build) -> None:
         pass
 
 
@@ -138,6 +139,29 @@ async def test_engines_know_their_limits_and_keep_their_logs_out_of_git(tmp_path
     assert Engines(1, 4096, tmp_path, args=["--max-num-seqs", "4"]).limits == (1024, 4)
     async with Unstarted(1, 4096, tmp_path / "engines"):
         assert (tmp_path / "engines" / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.skipif(installed() != "cpu", reason="needs vLLM's CPU build")
+def test_engines_are_stock_or_have_the_plug_in_and_a_tier_as_large_as_asked(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    (model / "config.json").write_text(json.dumps(config))
+    assert kv_bytes(str(model)) == 2 * 2 * 64 * 2
+    engines = Engines(1, 4096, tmp_path, model=str(model), link_gbps=2.0)
+
+    def tier(build: Build) -> dict:
+        flags = engines._flags(build, str(model))
+        return json.loads(flags[flags.index("--kv-transfer-config") + 1])
+
+    assert "--kv-transfer-config" not in engines._flags(Build(4096))
+    stock, ours = tier(Build(4096, 2.0)), tier(Build(4096, 2.0, "saga"))
+    assert (stock["kv_connector"], ours["kv_connector"]) == ("OffloadingConnector", "WeftConnector")
+    for extra in (stock["kv_connector_extra_config"], ours["kv_connector_extra_config"]):
+        assert extra["cpu_bytes_to_use"] == 2 * 4096 * 512
+        assert extra["link_gbps"] == 2.0
+    assert '{"weft_policy": "saga"}' in engines._flags(Build(4096, 0.0, "saga"))
+    assert "--scheduler-cls" not in engines._flags(Build(4096, 2.0), str(model))
 
 
 def test_the_length_of_calls_has_room_for_texts_that_are_longer_than_said() -> None:

@@ -15,6 +15,7 @@ from bench.errors import BenchError
 from bench.play import Player
 from bench.records import Played
 from bench.rivals.costs import fit
+from bench.rivals.engines import Build
 from bench.rivals.front import Front, Turn, distinct_tokens
 from bench.rivals.measure import LATER, SYSTEMS, make, measure
 from bench.rivals.texts import calibrate
@@ -36,6 +37,7 @@ def starts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def play(engines: FakeEngines, system: str, played: Workload) -> Played:
     """Every run once, all at once."""
     front = make(system)
+    await engines.fit(front.build(played.runs, engines.kv_tokens, 0.0))
     await front.start(engines, played)
     try:
         texts = await calibrate(engines.http, engines.urls[0], engines.model, 1)
@@ -173,8 +175,9 @@ async def test_a_call_says_its_session_and_the_one_that_made_that(engines: FakeE
 
 async def test_unlimited_has_room_for_everything_that_is_played(engines: FakeEngines) -> None:
     runs = workload(runs=30).runs
-    assert make("unlimited").kv_tokens(runs, 64) >= sum(map(distinct_tokens, runs))
-    assert make("stock").kv_tokens(runs, 64) == 64
+    assert make("unlimited").build(runs, 64, 2.0).kv_tokens >= sum(map(distinct_tokens, runs))
+    assert make("stock").build(runs, 64, 2.0) == Build(64, 2.0)
+    assert make("weft").build(runs, 64, 2.0) == Build(64, 2.0, "retention")
 
 
 async def test_weft_serves_every_session_on_one_engine(engines: FakeEngines) -> None:
@@ -184,6 +187,25 @@ async def test_weft_serves_every_session_on_one_engine(engines: FakeEngines) -> 
     assert {call.worker for call in played.calls} == {"w0", "w1"}
     assert {call.held for call in played.calls} == {None}  # what it holds is not seen from outside
     assert sorted(set(engines.engines[0].sessions) & set(engines.engines[1].sessions)) == []
+
+
+async def test_weft_is_played_on_engines_with_its_plug_in_but_attached_weft_on_stock_ones(engines: FakeEngines) -> None:
+    await play(engines, "weft", workload(runs=2))
+    assert {action["action_type"] for engine in engines.engines for action in engine.advice} == {"kv.retain"}
+    told = sum(len(engine.advice) for engine in engines.engines)
+    await play(engines, "weft-attached", workload(runs=2))
+    assert sum(len(engine.advice) for engine in engines.engines) == told
+
+
+async def test_hinted_weft_hears_of_templates_roles_and_ends(engines: FakeEngines) -> None:
+    asked = workload(runs=2)
+    for run in asked.runs:
+        run.hints["template"] = {"nodes": {"agent": {}, "other": {}}, "edges": [{"from": "agent", "to": "other"}]}
+    await play(engines, "weft-hinted", asked)
+    said = [fields["metadata"] for engine in engines.engines for _, fields in engine.received if "metadata" in fields]
+    assert {one["workflow_id"] for one in said} == {run.id for run in asked.runs}
+    assert {one["node"] for one in said} <= {call.role for run in asked.runs for call in run.calls}
+    assert "kv.release" in {action["action_type"] for engine in engines.engines for action in engine.advice}
 
 
 @pytest.mark.parametrize("system", ROUTERS)

@@ -1,0 +1,150 @@
+"""Plays settings side by side and tells what each kept.
+
+    python -m bench.sequence --workload w1 --options fixed=512,dynamic=32,output=4 --runs 12 --room 0.25,0.5,0.75
+
+`live` runs are played at once, each call when it is due by the model of a CPU worker's costs, none while another runs:
+counts are then the same at every play. `room` is the KV memory over what the live runs ever hold, `tier` the host
+memory over the KV memory. Prompts are token ids made from the names of pieces; what was generated is repeated where a
+later prompt holds it.
+
+`weft` is the real core over the plug-in, told what `weft serve` knows of clients that send a session's id and a system
+prompt; with `weft-hinted` they declare templates and mark ends, too. `lru`, `saga` and `kvflow` are the plug-in with
+another policy, the last two with the hints of `weft-hinted`. `belady` and `unlimited` are reckoned from the blocks that
+the calls of the first mode asked for, `belady` with both tiers as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell
+from bench.machine import machine, revision, versions
+from bench.sequence.engine import BLOCK, POLICIES, Figures, Setting, play
+from bench.sequence.offline import belady, unlimited
+
+MODES = ("stock", *POLICIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One mode at one place. Tokens; `recomputed` over that of the first mode; `same` outputs as that generated."""
+
+    room: float
+    tier: float
+    mode: str
+    prompt: int
+    device: int
+    host: int
+    recomputed: int
+    ratio: float
+    same: int
+    seconds: float
+
+
+def apart(setting: Setting) -> tuple[Figures, int]:
+    """Play a setting in a process of its own: vLLM gives its memory back with that."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(play, (setting,))
+
+
+def rows(settings: list[Setting]) -> list[Row]:
+    """All modes of one place, the first as what the others are compared with, and what could be had offline."""
+    made: list[Row] = []
+    first: Figures | None = None
+    blocks = 0
+    for setting in settings:
+        figures, blocks = apart(setting)
+        first = first or figures
+        same = sum(one == two for one, two in zip(figures.outputs, first.outputs, strict=True))
+        made.append(
+            _row(setting, setting.mode, figures.prompt, figures.device, figures.host, first, same, figures.seconds)
+        )
+        print(made[-1], file=sys.stderr, flush=True)
+    assert first is not None
+    at = settings[0]
+    for name, found in (
+        ("belady", belady(first.asked, int(blocks * (1 + at.tier)))), ("unlimited", unlimited(first.asked)),
+    ):  # fmt: skip
+        made.append(_row(at, name, first.prompt, sum(found) * BLOCK, 0, first, len(first.outputs), 0.0))
+    return made
+
+
+def _row(at: Setting, mode: str, prompt: int, device: int, host: int, first: Figures, same: int, seconds: float) -> Row:
+    recomputed = prompt - device - host
+    ratio = round(recomputed / first.recomputed, 4)
+    return Row(at.room, at.tier, mode, prompt, device, host, recomputed, ratio, same, round(seconds, 1))
+
+
+def table(made: list[Row], calls: int) -> str:
+    """As Markdown."""
+    lines = ["| room | tier | mode | device hits | host hits | recomputed tokens | over the first | same outputs |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r.room:g} | {r.tier:g} | `{r.mode}` | {r.device / r.prompt:.1%} | {r.host / r.prompt:.1%} | "
+        f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} |"
+        for r in made
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line, play, tell."""
+    args = _parser().parse_args()
+    cell = Cell(
+        args.workload, "", 1.0, 1, 0.0, 0, args.seed, scale=args.scale, options=args.options,
+        max_context=args.max_context,
+    )  # fmt: skip
+    made: list[Row] = []
+    for room, tier in itertools.product(args.room, args.tier):
+        made += rows([Setting(mode, cell, args.trace, args.runs, args.live, room, tier) for mode in args.modes])
+    calls = len({row.same for row in made}) and max(row.same for row in made)
+    told = table(made, calls)
+    print(told)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["python", "-m", "bench.sequence", *sys.argv[1:]])
+        about: dict[str, Any] = {
+            "command": command, "revision": revision(), "machine": machine(), "versions": versions(),
+            "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in made],
+        }  # fmt: skip
+        (args.out / "sequence.json").write_text(json.dumps(about, indent=1) + "\n")
+        (args.out / "sequence.md").write_text(f"`{command}`\n\n{told}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.sequence", description=__doc__)
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--options", default="")
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--max-context", type=int)
+    parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--live", type=int, default=1)
+    parser.add_argument("--room", type=_numbers, default=[0.5])
+    parser.add_argument("--tier", type=_numbers, default=[0.0])
+    parser.add_argument("--modes", type=lambda text: _known(text.split(",")), default=list(MODES))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(one) for one in text.split(",")]
+
+
+def _known(modes: list[str]) -> list[str]:
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise argparse.ArgumentTypeError(f"no mode is called {unknown[0]!r}; there are {', '.join(MODES)}")
+    return modes
+
+
+if __name__ == "__main__":
+    main()

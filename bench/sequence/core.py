@@ -1,0 +1,89 @@
+"""The real core over one engine in this process, driven as `weft serve` drives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.simulation.system import session_of
+from bench.workloads.runs import Call, Run
+from scheduler.actions import Advice, Dispatch
+from scheduler.events import AdviceDue, FirstToken, StepArrived, StepFinished, Tick, Usage, WorkerUp, WorkflowFinished
+from scheduler.identity import Identity
+from scheduler.prompt import Answer, ToolCall
+from scheduler.scheduler import Scheduler
+from scheduler.template import Template
+from server.control import action
+
+MODEL = "model"
+
+
+class Clock:
+    """Virtual seconds, for the engine's plug-in too."""
+
+    now = 0.0
+
+
+class Brain:
+    """The real core, as `weft serve` drives it, over the one engine."""
+
+    def __init__(self, engine: Any, hinted: bool, clock: Clock, tier_tokens: int) -> None:
+        self.scheduler, self._engine, self._hinted, self._clock = Scheduler(), engine, hinted, clock
+        abilities = engine({"ask": "abilities"})
+        if not abilities["eviction"]:
+            raise RuntimeError(f"the plug-in does not keep the KV: {abilities}")
+        fetches = bool(abilities["prefetch"])
+        self.scheduler.handle(WorkerUp("w", "pool", (MODEL,), "1", 1, tier_tokens, True, fetches), clock.now)
+        self._declared: set[str] = set()
+        self._messages = 0
+        self._ticked = 0.0
+
+    def arrived(self, name: str, run: Run, call: Call) -> str:
+        """The owner on whose account the call runs."""
+        template = run.hints.get("template") if self._hinted else None
+        if template and run.program not in self._declared:
+            self._declared.add(run.program)
+            self.scheduler.knowledge.declare(run.tenant, Template.parse(run.program, template))
+        actions = self._handle(StepArrived(name, MODEL, self._identity(run, call, bool(template))))
+        (sent,) = [one for one in actions if isinstance(one, Dispatch)]
+        self.pass_time()
+        return sent.owner
+
+    def finished(self, name: str, call: Call, usage: Usage) -> None:
+        """The call has ended; the engine is told what that changes."""
+        self._handle(FirstToken(name))
+        tools = tuple(ToolCall(f"{name}/{i}", tool, "{}") for i, tool in enumerate(call.tools))
+        self._handle(StepFinished(name, usage, call.stop, Answer(calls=tools)))
+        self.pass_time()
+
+    def ended(self, run: Run) -> None:
+        """The run is over, as only hinted clients say."""
+        if self._hinted:
+            self._handle(WorkflowFinished(run.tenant, run.id))
+            self.pass_time()
+
+    def pass_time(self) -> None:
+        """Say what is to be said."""
+        if self._clock.now - self._ticked >= 1.0:
+            self._ticked = self._clock.now
+            self._handle(Tick())
+        self._handle(AdviceDue())
+
+    def _identity(self, run: Run, call: Call, declared: bool) -> Identity:
+        if not self._hinted:
+            parent = session_of(run, call.parent) if call.parent else None
+            name = session_of(run, call.session)
+            return Identity(session=name, parent=parent, role=call.role, tenant=run.tenant, rule="x-session-id")
+        follows = [one.role for one in call.after if one.session != call.session] if declared else []
+        return Identity(
+            workflow=run.id, session=call.session, parent=call.parent, role=call.role, template=run.program,
+            after=tuple(dict.fromkeys(follows)), tenant=run.tenant, rule="agentic_context",
+        )  # fmt: skip
+
+    def _handle(self, event: Any) -> list[Any]:
+        actions = self.scheduler.handle(event, self._clock.now)
+        if advice := [one for one in actions if isinstance(one, Advice)]:
+            self._messages += 1
+            told = [action(str(place), one, self._clock.now) for place, one in enumerate(advice)]
+            message = {"protocol_version": 1, "message_id": str(self._messages), "actions": told}
+            self._engine(message | {"residency": {"seen": -1}})
+        return actions

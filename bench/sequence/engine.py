@@ -1,0 +1,172 @@
+"""One setting played on real vLLM in this process, one call at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import runners
+from bench.cells import Cell
+from bench.sequence.calls import Tokens, order
+from bench.sequence.core import Brain, Clock
+from bench.simulation.profile import CPU
+from bench.workloads.runs import Call, Run, Workload
+from scheduler.events import Usage
+from server import embedded
+from server.config import Settings
+from server.engine import GIB, plugin_args
+
+BLOCK = 32
+POLICIES = {"lru": "lru", "weft": "retention", "weft-hinted": "retention", "saga": "saga", "kvflow": "kvflow"}
+HINTED = ("weft-hinted", "saga", "kvflow")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One engine, and what is played on it."""
+
+    mode: str
+    cell: Cell
+    trace: Path | None
+    runs: int
+    live: int
+    room: float
+    tier: float
+
+
+@dataclass(slots=True)
+class Figures:
+    """Tokens, and what was generated; `asked` are the blocks that each call asked for and left."""
+
+    prompt: int = 0
+    device: int = 0
+    host: int = 0
+    seconds: float = 0.0
+    steps: list[list[int]] = field(default_factory=list)
+    outputs: list[list[int]] = field(default_factory=list)
+    asked: list[tuple[list[int], list[int]]] = field(default_factory=list)
+
+    @property
+    def recomputed(self) -> int:
+        """Prompt tokens that were computed."""
+        return self.prompt - self.device - self.host
+
+
+def play(setting: Setting) -> tuple[Figures, int]:
+    """Play a setting in this process, which must have loaded no vLLM yet. Returns the blocks of the engine, too."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR",
+    }  # fmt: skip
+    workload = runners.workload(setting.cell, setting.trace)
+    clock = Clock()
+    engine, blocks = started(setting, workload, clock)
+    core: Any = engine.engine_core.engine_core.scheduler
+    brain = None
+    if setting.mode in POLICIES:
+        brain = Brain(core, setting.mode in HINTED, clock, int(setting.tier * blocks * BLOCK))
+    figures, tokens = Figures(), Tokens(engine.model_config.get_vocab_size())
+    left: dict[str, int] = {}
+    began, calls = time.perf_counter(), order(workload, setting.live, setting.runs)
+    try:
+        due, run, call = next(calls)
+        while True:
+            clock.now = max(clock.now, due)
+            _call(figures, engine, core, brain, clock, tokens, run, call)
+            left[run.id] = left.get(run.id, len(run.calls)) - 1
+            if brain is not None and not left[run.id]:
+                brain.ended(run)
+            due, run, call = calls.send(clock.now)
+    except StopIteration:
+        figures.seconds = time.perf_counter() - began
+    return figures, blocks
+
+
+def _call(
+    figures: Figures, engine: Any, core: Any, brain: Brain | None, clock: Clock, tokens: Tokens, run: Run, call: Call
+) -> None:
+    """Play one call."""
+    from vllm import SamplingParams
+
+    name = str(len(figures.steps))
+    prompt = tokens.prompt(call.prompt)
+    owner = brain.arrived(name, run, call) if brain is not None else None
+    params = SamplingParams(max_tokens=call.output, temperature=0, ignore_eos=True, logprobs=2)
+    engine.add_request(name, {"prompt_token_ids": prompt}, params, session_id=owner)
+    (asked,) = core.requests.values()  # vLLM gives it an id of its own
+    keys, stats = asked.block_hashes, asked.prefill_stats
+    answers: list[Any] = []
+    while engine.has_unfinished_requests():
+        answers += engine.step()
+    last = answers[-1]
+    generated = list(last.outputs[0].token_ids)
+    device, host = stats.num_local_cached_tokens, stats.num_external_cached_tokens
+    if call.answer is not None:
+        tokens.answered(call.answer, generated)
+    clock.now += CPU.alone(call, device + host)
+    figures.prompt += len(prompt)
+    figures.device += device
+    figures.host += host
+    figures.steps.append([len(prompt), device, host])
+    figures.outputs.append(generated)
+    most = max(0, len(prompt) - 1) // BLOCK
+    figures.asked.append(([hash(bytes(key)) for key in keys[:most]], [hash(bytes(key)) for key in keys]))
+    if brain is not None:
+        brain.finished(name, call, Usage(len(prompt), device + host, len(generated)))
+    for _ in range(8):  # what a connector still has to store or to fetch
+        if not core.has_requests():
+            break
+        engine.step()
+
+
+def started(setting: Setting, workload: Workload, clock: Clock) -> tuple[Any, int]:
+    """An engine in this process, and its blocks."""
+    from vllm import LLM
+
+    model = embedded.ensure(Settings.model_fields["home"].default)
+    blocks, most = room(setting, workload)
+    flags: dict[str, Any] = {}
+    gib = setting.tier * blocks * BLOCK * 2 * CPU.kv_bytes / GIB  # CPU.kv_bytes are of bfloat16
+    if setting.mode in POLICIES:
+        args = plugin_args((), gib)
+        flags = {"scheduler_cls": clocked(clock), "scheduling_policy": "priority"}
+        flags["additional_config"] = {"weft_policy": POLICIES[setting.mode]}
+        if gib:
+            flags["kv_transfer_config"] = json.loads(args[args.index("--kv-transfer-config") + 1])
+    elif gib:
+        from bench.rivals.engines import stock_tier_args
+
+        flags["kv_transfer_config"] = json.loads(stock_tier_args(gib, 0.0)[1])
+    engine = LLM(
+        model=str(model), dtype="float32", enforce_eager=True, max_model_len=most, block_size=BLOCK,
+        num_gpu_blocks_override=blocks + 1, max_num_seqs=4, max_num_batched_tokens=1024, disable_log_stats=True,
+        **flags,
+    ).llm_engine  # fmt: skip
+    return engine, blocks
+
+
+def room(setting: Setting, workload: Workload) -> tuple[int, int]:
+    """Blocks of the engine, and tokens of its longest call."""
+    calls = [call for run in workload.runs[: setting.runs] for call in run.calls]
+    most = (max(call.prompt.end + call.output for call in calls) // BLOCK + 2) * BLOCK
+    held = []
+    for first in range(0, min(setting.runs, len(workload.runs)), setting.live):
+        runs = workload.runs[first : first + setting.live]
+        pieces = {piece for run in runs for call in run.calls for piece in call.prompt.path()}
+        held.append(sum(piece.tokens for piece in pieces))
+    blocks = int(setting.room * sum(held) / len(held) / BLOCK)
+    return max(blocks, most // BLOCK), most
+
+
+def clocked(clock: Clock) -> type:
+    """Our scheduler on a virtual clock."""
+    from kvcache.plugin.engine import WeftScheduler
+
+    class Clocked(WeftScheduler):
+        clock = staticmethod(lambda: clock.now)
+
+    return Clocked
