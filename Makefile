@@ -1,6 +1,7 @@
 # make serve   set up if needed, then serve agents on port 8000 (MODEL=..., ARGS="--replicas 2 -- any vLLM flags")
 # make test    set up if needed, then pass all tests
 # make check   lint and types
+# make check-vllm VERSION=0.33.0   what the plug-in finds in another vLLM: downloads its wheel (some 300 MB), installs nothing
 # make aiperf  NVIDIA's load generator in an environment of its own, for bench.aiperf
 
 SHELL := /bin/bash
@@ -10,7 +11,7 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup frameworks aiperf serve test check clean
+.PHONY: setup frameworks aiperf serve test check check-vllm clean
 
 setup: $(VENV)/ready-$(BUILD)
 
@@ -61,6 +62,15 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Only the Python sources are unpacked, and imported over this environment's torch.
+check-vllm: setup
+	@test -n "$(VERSION)" || { echo "which? VERSION=..."; exit 2; }
+	@at=$$(mktemp -d) && trap 'rm -rf "$$at"' EXIT \
+	  && $(VENV)/bin/pip download --quiet --no-deps --no-cache-dir --dest "$$at" "vllm==$(VERSION)" \
+	  && (cd "$$at" && "$(CURDIR)/$(VENV)/bin/python" -c 'import glob, zipfile; found = zipfile.ZipFile(glob.glob("*.whl")[0]); \
+	    found.extractall(".", [name for name in found.namelist() if name.endswith((".py", ".json", "METADATA"))])') \
+	  && cd / && PYTHONPATH="$$at" VLLM_LOGGING_LEVEL=ERROR "$(CURDIR)/$(VENV)/bin/python" -m kvcache.plugin.selftest
 
 clean:
 	rm -rf $(VENV)

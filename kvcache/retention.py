@@ -7,6 +7,7 @@ from math import frexp, ldexp
 from kvcache.policy import INFINITY, KNOWN, LEASED, UNTOLD, Foretold, Hint, Rank
 
 SOON = 1 / 64  # seconds; a next use that is nearer or has passed counts as this near, a shorter idle time as this long
+IDLE, AHEAD = 4, 32  # bins to each doubling, of the time since the last use and of that to the next
 
 
 class Retention(Foretold):
@@ -14,8 +15,8 @@ class Retention(Foretold):
 
     The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
     curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others while
-    its step waits, and the last to come goes first of them. Idle times are taken as the middle of one of four bins to
-    each doubling: a curve is dear to look up, and has coarser bins itself.
+    its step waits, and the last to come goes first of them. Times are taken as the middle of a bin, so that ranks hold
+    for a while: a curve is dear to look up, and has coarser bins itself.
     """
 
     name = "retention"
@@ -36,15 +37,19 @@ class Retention(Foretold):
 def _index(hint: Hint, now: float) -> tuple[float | None, float]:
     """The index in 1/s, None where nothing is foretold, and the time before which it holds."""
     if hint.next_use is not None:
-        return 1 / max(hint.next_use - now, SOON), now
+        ahead = hint.next_use - now
+        if ahead <= SOON or ahead == INFINITY:
+            return 1 / max(ahead, SOON), INFINITY
+        low, high = _bin(ahead, AHEAD)
+        return 2 / (low + high), hint.next_use - low
     if hint.gap is not None:
-        low, high = _bin(max(now - hint.since, SOON))
+        low, high = _bin(max(now - hint.since, SOON), IDLE)
         return hint.gap.index((low + high) / 2), hint.since + high
     return None, INFINITY
 
 
-def _bin(seconds: float) -> tuple[float, float]:
-    """The edges of the bin that a time lies in: four bins to each doubling."""
+def _bin(seconds: float, bins: int) -> tuple[float, float]:
+    """The edges of the bin that a time lies in: so many bins to each doubling."""
     mantissa, exponent = frexp(seconds)
-    number = int(mantissa * 8)
-    return ldexp(number, exponent - 3), ldexp(number + 1, exponent - 3)
+    number = int(mantissa * 2 * bins)
+    return ldexp(number / (2 * bins), exponent), ldexp((number + 1) / (2 * bins), exponent)

@@ -1,107 +1,232 @@
 """vLLM's scheduler, aware of the owners of KV: `--scheduler-cls kvcache.plugin.engine.WeftScheduler`.
 
-Blocks are given up by their owners' next use instead of LRU, waiting requests go by their owners' priority, and
-messages of the core come in through vLLM's own utility calls, on the engine's thread. The base is vLLM's asynchronous
-scheduler, which is right with synchronous scheduling, too. Where a seam of vLLM is not what it was, the engine is stock
-and says so in `abilities`.
+Blocks are given up by their owners' next use instead of LRU, requests wait and are preempted by the priority that the
+core gives their owners, and its messages come in through vLLM's own utility calls, on the engine's thread
+(`kvcache.plugin.control`). `--additional-config` takes `weft_policy` (retention) and `weft_guard` (true), for
+benchmarks: with false, the policy is not compared with LRU.
+
+The base is vLLM's asynchronous scheduler, which is right with synchronous scheduling, too. With steps in flight a
+request may end one step before its last blocks are free, or be preempted while its tokens are on their way; the hooks
+hold, since a block has a hash only once its tokens are final, placeholders and drafts never do, and what a step leaves
+is read where vLLM takes it from the request. A block on its way back is in use for the queue until it is there.
+
+What is put in has passed a self-test. Where a seam of vLLM is not what it was, or ours fails later on, the engine does
+as vLLM does and says so: `{"ask": "abilities"}` is answered with
+
+    {"plugin": true, "vllm": version, "supported": bool, "eviction": bool, "guard": bool, "order": bool,
+     "control": bool, "session": bool, "residency": bool, "host_tier": tokens, "prefetch": bool,
+     "block": tokens, "why": [reasons for what is false]}
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import vllm
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request
 
 from kvcache.hints import Hints
 from kvcache.keeper import Keeper
-from kvcache.ledger import ANONYMOUS, Key
-from kvcache.plugin.free_queue import OwnerQueue, key_of
-from kvcache.plugin.waiting import StepQueue
+from kvcache.plugin.control import Control, stock
+from kvcache.plugin.free_queue import OwnerQueue
+from kvcache.plugin.groups import Unfit, telling
+from kvcache.plugin.owners import owners_of
+from kvcache.plugin.selftest import failures, reason
+from kvcache.plugin.steps import Steps
+from kvcache.plugin.versions import supported
+from kvcache.plugin.waiting import reorder
 from kvcache.policies import POLICIES
+from kvcache.policy import Policy
+from kvcache.shadow import Guarded, Shadow
 
 logger = init_logger("vllm.weft")
 
 POLICY = "retention"
 
 
-def owners_of(request: Request) -> tuple[str, str | None]:
-    """The branch and the role on whose account a request runs: `BRANCH.ROLE` in its session id."""
-    branch, _, role = (getattr(request, "session_id", None) or "").partition(".")
-    return branch or ANONYMOUS, role or None
-
-
 class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
-    """One engine's scheduler. `abilities` says what it can do here."""
+    """One engine's scheduler. `abilities` says what it can do here. No exception of ours gets out of it.
+
+    `clock` tells seconds; benchmarks have another.
+    """
+
+    clock = staticmethod(time.monotonic)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.abilities: dict[str, Any] = {"plugin": True, "eviction": False, "order": False}
-        self._running_of: dict[str, set[Request]] = defaultdict(set)
-        settings = self.vllm_config.additional_config or {}
-        pool = self.kv_cache_manager.block_pool
-        self._keeper = Keeper(POLICIES[settings.get("weft_policy", POLICY)](), self.block_size)
-        self._hints = Hints(self._keeper, reordered=self._reordered)
-        self._queue = OwnerQueue(pool.blocks, pool.free_block_queue.get_all_free_blocks(), self._keeper)
-        pool.free_block_queue = self._queue
-        self.waiting = StepQueue(self._priority)
-        self.kv_holding_waiting = StepQueue(self._priority)
-        self.abilities |= {"eviction": True, "order": True}
-        logger.info("Weft keeps the KV blocks: %d of %d tokens", pool.num_gpu_blocks, self.block_size)
+        self.abilities: dict[str, Any] = {
+            "plugin": True, "vllm": vllm.__version__, "supported": supported(vllm.__version__), "eviction": False,
+            "guard": False, "order": False, "control": True, "session": True, "residency": False, "host_tier": 0,
+            "prefetch": False, "block": 0, "why": [],
+        }  # fmt: skip
+        self._steps: Steps | None = None  # None: ours is off
+        self._queue: OwnerQueue | None = None
+        self._connected: Any = None
+        self._told: dict[str, None] = {}  # owners whose priority has changed
+        try:
+            self._put_in(failures())
+        except Exception as why:
+            self._turn_off(why)
 
-    def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, message: Any) -> dict[str, Any]:
         """A message of the core, by vLLM's utility call "scheduler"."""
-        if message.get("ask") == "abilities":
+        if isinstance(message, dict) and message.get("ask") == "abilities":
             return self.abilities
-        return {"answers": self._hints.handle(message, time.monotonic())}
+        answer: dict[str, Any] | None = self._safely(self._answer, message)
+        return stock(message) if answer is None else answer
 
     def add_request(self, request: Request) -> None:
         """A step comes to wait, or a streamed one goes on."""
         if request.request_id not in self.requests:
-            owner, _ = owners_of(request)
-            self._running_of[owner].add(request)
-            self._keeper.began(owner, self._prompt_keys(request), time.monotonic())
+            self._safely(self._came, request)
         super().add_request(request)
 
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Choose what the next forward pass computes."""
+        output = super().schedule(*args, **kwargs)
+        if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
+            self._safely(self._admitted, output)
+        return output
+
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
-        """Forget all cached KV. False where some is in use."""
-        done = bool(super().reset_prefix_cache(*args, **kwargs))
-        if done:
-            self._queue.reset()
-        return done
+        """Forget all cached KV. False where some is in use, or a connector cannot."""
+        self._safely(self._settle)
+        try:
+            return bool(super().reset_prefix_cache(*args, **kwargs))
+        finally:
+            # Whatever the answer, the pool may have been emptied.
+            self._safely(Steps.emptied, self.clock())
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        owner, _ = owners_of(request)
         found = super()._free_request(request, *args, **kwargs)
-        if (mine := self._running_of.get(owner)) is not None and request in mine:
-            mine.discard(request)
-            if not mine:
-                del self._running_of[owner]
-            self._keeper.left(owner, request.num_tokens, time.monotonic())
+        self._safely(Steps.left, request, self.clock())
         return found
 
     def _free_request_blocks(self, request: Request) -> None:
-        """The request's blocks are free: it has ended or is preempted. What they hold is its owners' from now on."""
-        groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
-        owner, role = owners_of(request)
-        keys = [key for block in groups[0] if (key := key_of(block)) is not None] if groups else []
-        if keys:
-            self._keeper.wrote(owner, role, keys, time.monotonic())
-            self._queue.declare(groups[0])
+        self._safely(self._freeing, request)
         super()._free_request_blocks(request)
 
-    def _prompt_keys(self, request: Request) -> list[Key] | None:
-        """What its full blocks would be named; None where blocks are not hashed one by one."""
-        if self.hash_block_size != self.block_size:
+    def _came(self, steps: Steps, request: Request) -> None:
+        steps.came(request, self.clock())
+        priority = self._hints.priorities.get(owners_of(request)[0])
+        if priority is not None and self.abilities["order"]:
+            request.priority = priority
+
+    def _admitted(self, steps: Steps, output: Any) -> None:
+        again = output.scheduled_cached_reqs
+        ran = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        if again.resumed_req_ids:
+            both = zip(again.req_ids, again.num_computed_tokens, strict=True)
+            ran |= {name: tokens for name, tokens in both if name in again.resumed_req_ids}
+        found, pool = [], self.kv_cache_manager.block_pool
+        for request in self.running:  # in the order of admission
+            if (tokens := ran.get(request.request_id)) is None:
+                continue
+            stats = getattr(request, "prefill_stats", None)
+            if stats is not None and not request.num_preemptions:
+                tokens = stats.num_local_cached_tokens  # the others came from a connector
+            blocks = sum(map(len, self.kv_cache_manager.coordinator.get_blocks(request.request_id)))
+            found.append((request, tokens, blocks - tokens // self.block_size))
+        steps.admitted(found, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(), self.clock())
+
+    def _freeing(self, steps: Steps, request: Request) -> None:
+        groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
+        steps.frees(request, groups, self.clock())
+
+    def _settle(self, steps: Steps) -> None:
+        if self._connected is not None:
+            self._connected.settle()  # what it fetches holds blocks
+
+    def _answer(self, steps: Steps, message: Any) -> dict[str, Any]:
+        self._told.clear()
+        answer = self._control.answer(message, self.clock())
+        if self._told:
+            reorder((self.waiting, self.kv_holding_waiting), steps.told(self._told, self._hints.priorities))
+        return answer
+
+    def _gauges(self) -> dict[str, float]:
+        gauges: dict[str, float] = dict(self._connected.gauges()) if self._connected is not None else {}
+        if self._queue is not None:
+            names = ("dead", "unknown", "known", "leased")
+            gauges |= {f"evicted_{name}_total": n for name, n in zip(names, self._queue.evicted, strict=True)}
+        if self._guard is not None:
+            shadow = self._guard.shadow
+            gauges |= {"guard_hits_total": shadow.hits, "guard_lru_hits_total": shadow.lru}
+            gauges["guard_weight"] = self._guard.weight
+        return gauges
+
+    def _put_in(self, missing: dict[str, str]) -> None:
+        settings = self.vllm_config.additional_config
+        settings = settings if isinstance(settings, dict) else {}
+        pool, group = self.kv_cache_manager.block_pool, None
+        try:
+            group = telling(self.kv_cache_manager, self.hash_block_size)
+        except Unfit as why:
+            missing = {"eviction": str(why)} | missing
+        if getattr(self.policy, "value", None) != "priority":
+            missing = {"order": "--scheduling-policy is not priority"} | missing
+        for name, lack in missing.items():
+            self._lacks(name, lack)
+        policy: Policy = POLICIES[settings.get("weft_policy", POLICY)]()
+        self._guard = Guarded(policy, Shadow(pool.num_gpu_blocks - 1)) if settings.get("weft_guard", True) else None
+        keeper, queue = Keeper(self._guard or policy, group.block if group else self.block_size), None
+        if "eviction" not in missing:
+            free = pool.free_block_queue.get_all_free_blocks()
+            queue = OwnerQueue(pool.blocks, free, keeper, self.clock, self._turn_off)
+        self._connected = self._attached(keeper, queue)
+        self._hints = Hints(
+            keeper,
+            self._connected.prefetch if self.abilities["prefetch"] else None,
+            (lambda owner: self._told.update({owner: None})) if "order" not in missing else None,
+        )
+        self._control = Control(keeper, self._hints, self._gauges)
+        self._steps = Steps(keeper, queue, group, self._guard, 1 + keeper.block * self.use_eagle_block_drop)
+        self.abilities |= {"order": "order" not in missing, "block": keeper.block}
+        if queue is not None:
+            self.abilities |= {"eviction": True, "residency": True, "guard": self._guard is not None}
+            pool.free_block_queue = self._queue = queue
+            logger.info("Weft keeps the KV blocks: %d of %d tokens", pool.num_gpu_blocks, keeper.block)
+
+    def _attached(self, keeper: Keeper, queue: OwnerQueue | None) -> Any:
+        """Our connector, where it is here and keeps its tier by owners as well."""
+        if queue is None or not hasattr(self.connector, "attach"):
             return None
-        return [bytes(one) for one in request.block_hashes]
+        try:
+            self.abilities |= self.connector.attach(keeper, queue)
+        except Exception as why:
+            self._lacks("host_tier", reason(why))
+            return None
+        return self.connector
 
-    def _priority(self, request: Request) -> float:
-        return self._hints.priorities.get(owners_of(request)[0], 0.0)
+    def _safely(self, does: Callable[..., Any], *args: Any) -> Any:
+        """What `does` returns for the steps and `args`; None where ours is off, or fails and is off from now on."""
+        if self._steps is None:
+            return None
+        try:
+            return does(self._steps, *args)
+        except Exception as why:
+            self._turn_off(why)
+            return None
 
-    def _reordered(self, owner: str) -> None:
-        for queue in (self.waiting, self.kv_holding_waiting):
-            queue.reordered(self._running_of.get(owner, ()))
+    def _turn_off(self, why: Exception) -> None:
+        """Go on as vLLM does."""
+        logger.warning("Weft's plug-in is off, vLLM goes on alone", exc_info=why)
+        self._steps = None
+        if self._queue is not None:
+            self._queue.stop()
+        if self._connected is not None:
+            try:
+                self._connected.detach()
+            except Exception:
+                logger.exception("Weft's connector could not be detached")
+        self.abilities |= dict.fromkeys(("eviction", "guard", "order", "residency", "prefetch"), False)
+        self.abilities["why"].append(reason(why))
+
+    def _lacks(self, ability: str, why: str) -> None:
+        logger.warning("Weft's plug-in does without %s: %s", ability, why)
+        self.abilities[ability] = 0 if ability == "host_tier" else False
+        self.abilities["why"].append(f"{ability}: {why}")

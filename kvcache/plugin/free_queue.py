@@ -1,7 +1,9 @@
 """vLLM's queue of free KV blocks, in the order of their owners instead of LRU: the same surface, for `BlockPool`.
 
 Free blocks without a hash (never matched again) go first, the last freed first, as in vLLM; the others by the
-keeper's policy. Nothing here awaits or locks: all calls come from the engine's own thread.
+keeper's policy. Which blocks are free, and in which order vLLM itself would give them up, stands apart from all that:
+if the ranking fails, it is vLLM's order from then on, and no block is lost. Nothing here awaits or locks: all calls
+come from the engine's own thread.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from kvcache.keeper import Keeper
@@ -27,28 +30,55 @@ def key_of(block: KVCacheBlock) -> Key | None:
     return bytes(found[:-GROUP_BYTES]) if found is not None else None
 
 
+def _nothing(why: Exception) -> None:
+    pass
+
+
 class OwnerQueue:
-    """Free blocks. `blocks` are all of the pool by number, `free` those that are free now."""
+    """Free blocks. `blocks` are all of the pool by number, `free` those that are free now.
+
+    `failed` is told of the exception after which the order is vLLM's. `evicted` counts the cached blocks given up, by
+    the class of their owners (`kvcache.policy`).
+    """
 
     def __init__(
         self, blocks: list[KVCacheBlock], free: Iterable[KVCacheBlock], keeper: Keeper,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, failed: Callable[[Exception], None] = _nothing,
     ) -> None:  # fmt: skip
-        self._blocks, self._keeper, self._clock = blocks, keeper, clock
-        self._spare: OrderedDict[int, None] = OrderedDict()
+        self._blocks, self._keeper, self._clock, self._failed = blocks, keeper, clock, failed
+        self._free: OrderedDict[int, None] = OrderedDict()
+        self._spare: OrderedDict[int, None] = OrderedDict()  # without a hash; the others are in the keeper's tier
         self._keys: list[Key | None] = [None] * len(blocks)
-        self.num_free_blocks = 0
+        self._copies: dict[Key, int] = {}  # blocks by key: one in each KV group, and doubles
+        self._ranks = True
+        self._giving: object = None  # the stack that gave up the last block; `evicted` counts it as it began
+        self._class = 0
+        self.evicted = [0, 0, 0, 0]
         self.append_n(list(free))
 
-    def declare(self, blocks: Iterable[KVCacheBlock]) -> None:
-        """These blocks hold what their hashes say; their keys are known to the ledger."""
-        for block in blocks:
-            if (key := key_of(block)) is not None:
-                self._declare(block.block_id, key)
+    @property
+    def num_free_blocks(self) -> int:
+        """How many blocks are free."""
+        return len(self._free)
+
+    def declare(self, blocks: Iterable[KVCacheBlock], owner: str = ANONYMOUS) -> None:
+        """These blocks hold what their hashes say. What nobody knows is the owner's."""
+        # The new keys come before the old ones go: of a block that changed its hash in use, the old key may be the new
+        # one of another. For the ledger the device has one copy of a key, or none: tokens count once.
+        ledger, keys, copies = self._keeper.ledger, self._keys, self._copies
+        changed = [(block.block_id, key) for block in blocks if (key := key_of(block)) is not None]
+        changed = [(number, key) for number, key in changed if keys[number] != key]
+        for _, key in changed:
+            copies[key] = copies.get(key, 0) + 1
+            if copies[key] == 1:
+                ledger.gained(key, DEVICE, owner)
+        for number, key in changed:
+            self._lose(number)
+            keys[number] = key
 
     def popleft(self) -> KVCacheBlock:
         """Take the next block."""
-        if not self.num_free_blocks:
+        if not self._free:
             raise ValueError("No free blocks available")
         return self.popleft_n(1)[0]
 
@@ -56,27 +86,24 @@ class OwnerQueue:
         """Take the next blocks."""
         if n == 0:
             return []
-        assert self.num_free_blocks >= n
-        self.num_free_blocks -= n
-        blocks, spare = self._blocks, self._spare
-        taken = [blocks[spare.popitem(last=False)[0]] for _ in range(min(n, len(spare)))]
-        if len(taken) < n:
-            for number, _ in self._keeper.device.take(n - len(taken), self._clock()):
-                self._lose(number)
-                taken.append(blocks[number])
-            self._keeper.sweep()
-        return taken
+        assert len(self._free) >= n
+        blocks = self._blocks
+        return [blocks[number] for number in self._next(n)]
 
     def remove(self, block: KVCacheBlock) -> None:
         """Take just this block. RuntimeError where it is not free."""
         number = block.block_id
-        if number in self._spare:
-            del self._spare[number]
-        elif number in self._keeper.device:
-            self._keeper.device.remove(number)
-        else:
+        if number not in self._free:
             raise RuntimeError(f"remove() called on an invalid block: {block}")
-        self.num_free_blocks -= 1
+        del self._free[number]
+        if self._ranks:
+            try:
+                if number in self._spare:
+                    del self._spare[number]
+                else:
+                    self._keeper.device.remove(number)
+            except Exception as why:
+                self._fail(why)
 
     def append(self, block: KVCacheBlock) -> None:
         """Put a block back."""
@@ -84,63 +111,127 @@ class OwnerQueue:
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         """Put blocks back, of each owner the first to go first; those without a hash behind others of their kind."""
-        self._put(blocks, last=True)
+        for block in blocks:
+            self._free[block.block_id] = None
+        self._rank(blocks, last=True)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         """Put blocks back; those without a hash, as they should all be, are the first to go."""
-        self._put(blocks[::-1], last=False)
+        back = blocks[::-1]
+        for block in back:
+            self._free[block.block_id] = None
+            self._free.move_to_end(block.block_id, last=False)
+        self._rank(back, last=False)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """All free blocks, the first to go first."""
         return list(self.iter_blocks_after(None))
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
-        """Free blocks in their order behind `cursor`; where that is not free any more, none."""
-        order = [*self._spare, *self._keeper.device]
-        start = 0
+        """Free blocks in their order behind `cursor`; where that is not free any more, none. Take none meanwhile."""
+        order = self._order()
         if cursor is not None:
-            start = order.index(cursor.block_id) + 1 if cursor.block_id in order else len(order)
-        yield from (self._blocks[number] for number in order[start:])
+            next((number for number in order if number == cursor.block_id), None)
+        return (self._blocks[number] for number in order)
 
-    def reset(self) -> None:
-        """The prefix cache was reset: no block has a hash."""
-        for number in self._keeper.device:
-            self._spare[number] = None
+    def follow(self) -> bool:
+        """The prefix cache may have been reset. Returns whether it was: no block has a hash."""
+        if any(block.block_hash is not None for block in self._blocks):
+            return False
+        self._spare.update(dict.fromkeys(self._keeper.device))
         self._keys = [None] * len(self._keys)
+        self._copies.clear()
         self._keeper.cleared(DEVICE)
+        return True
+
+    def stop(self) -> None:
+        """From now on the order is vLLM's."""
+        self._ranks = False
+
+    def _order(self) -> Iterator[int]:
+        if self._ranks:
+            try:
+                device = iter(self._keeper.device)
+                first = list(islice(device, 1))  # all are ranked before the first comes
+                return chain(self._spare, first, device)
+            except Exception as why:
+                self._fail(why)
+        return iter(self._free)
+
+    def _next(self, n: int) -> list[int]:
+        free = self._free
+        if self._ranks:
+            try:
+                numbers = self._first(n)
+                taken = [number for number in numbers if number in free and free.pop(number) is None]
+                if len(taken) == n == len(numbers):
+                    return taken
+                for number in reversed(taken):
+                    free[number] = None
+                    free.move_to_end(number, last=False)
+                raise RuntimeError("the ranking names blocks that are not free")
+            except Exception as why:
+                self._fail(why)
+        return [free.popitem(last=False)[0] for _ in range(n)]
+
+    def _first(self, n: int) -> list[int]:
+        spare, device = self._spare, self._keeper.device
+        numbers = [spare.popitem(last=False)[0] for _ in range(min(n, len(spare)))]
+        if len(numbers) == n:
+            return numbers
+        now = self._clock()
+        while len(numbers) < n:
+            stack = device.order.first(now)
+            assert stack is not None, "fewer blocks are ranked than free"
+            count = min(n - len(numbers), len(stack.blocks))
+            if stack is not self._giving:
+                self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
+            self.evicted[self._class] += count
+            for number, _ in device.take(count, now):
+                self._lose(number)
+                numbers.append(number)
+        self._keeper.sweep()
+        return numbers
+
+    def _rank(self, blocks: list[KVCacheBlock], last: bool) -> None:
+        if self._ranks and blocks:
+            try:
+                self._put(blocks, last)
+            except Exception as why:
+                self._fail(why)
 
     def _put(self, blocks: list[KVCacheBlock], last: bool) -> None:
         ranked: list[tuple[int, Key]] = []
         now = self._clock()
         self._adopt(blocks, now)
+        self.declare(blocks)
         for block in blocks:
             number, key = block.block_id, key_of(block)
-            if key is None:
-                self._lose(number)
-                self._spare[number] = None
-                if not last:
-                    self._spare.move_to_end(number, last=False)
+            if key is not None:
+                ranked.append((number, key))
                 continue
-            self._declare(number, key)
-            ranked.append((number, key))
+            self._lose(number)
+            self._spare[number] = None
+            if not last:
+                self._spare.move_to_end(number, last=False)
         if ranked:
             self._keeper.device.put(ranked, now)
-        self.num_free_blocks += len(blocks)
 
     def _adopt(self, blocks: list[KVCacheBlock], now: float) -> None:
-        """What no owner has declared is nobody's."""
+        """What no owner has declared is nobody's, all of it at once."""
         ledger = self._keeper.ledger
         found = dict.fromkeys(key for block in blocks if (key := key_of(block)) is not None)
         if unknown := [key for key in found if ledger.span(key) is None]:
             self._keeper.wrote(ANONYMOUS, None, unknown, now)
 
-    def _declare(self, number: int, key: Key) -> None:
-        if self._keys[number] != key:
-            self._lose(number)
-            self._keys[number] = key
-            self._keeper.ledger.gained(key, DEVICE)
-
     def _lose(self, number: int) -> None:
         if (key := self._keys[number]) is not None:
             self._keys[number] = None
-            self._keeper.ledger.lost(key, DEVICE)
+            self._copies[key] -= 1
+            if not self._copies[key]:
+                del self._copies[key]
+                self._keeper.ledger.lost(key, DEVICE)
+
+    def _fail(self, why: Exception) -> None:
+        self.stop()
+        self._failed(why)

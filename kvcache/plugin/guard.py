@@ -1,4 +1,4 @@
-"""Middleware for vLLM's API server: every route needs the worker's key.
+"""Middleware for vLLM's API server: every route needs the worker's key, also the internal one of Weft's messages.
 
 vLLM's own `--api-key` guards `/v1` and a few more, but not `/invocations`, `/pooling` or `/tokenize`; on a cluster
 whoever reaches the node could generate past Weft. Health and metrics stay open for probes and scrapers.
@@ -10,6 +10,8 @@ import hmac
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from kvcache.plugin import route
 
 OPEN = frozenset({"/health", "/metrics", "/ping"})
 
@@ -27,9 +29,11 @@ class RequireKey:
         self._expected = f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN or self._knows(scope):
-            await self._app(scope, receive, send)
+        """Pass the request on, answer it where it is a message of the core, or refuse it."""
+        kind, path = scope["type"], scope.get("path")
+        if kind not in ("http", "websocket") or path in OPEN or self._knows(scope):
+            ours = kind == "http" and path == route.PATH
+            await (route.control if ours else self._app)(scope, receive, send)
             return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})

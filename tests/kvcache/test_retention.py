@@ -90,11 +90,11 @@ def test_a_tool_that_should_have_returned_goes_before_a_human_who_has_just_been_
 
 @given(ahead=st.floats(SOON * 1.2, 1e4), now=st.floats(0, 1e4))
 def test_a_foretold_next_use_is_worth_one_over_the_seconds_to_it(ahead: float, now: float) -> None:
-    assert worth(Hint(since=0, next_use=now + ahead), now) == pytest.approx(1 / ahead, rel=1e-6)
+    assert worth(Hint(since=0, next_use=now + ahead), now) == pytest.approx(1 / ahead, rel=1 / 32)
 
 
 def test_a_next_use_counts_before_the_gap_and_one_that_has_passed_as_just_ahead() -> None:
-    assert worth(Hint(since=0, gap=Steady(5), next_use=10), 0) == 0.1
+    assert worth(Hint(since=0, gap=Steady(5), next_use=10), 0) == pytest.approx(0.1, rel=1 / 32)
     assert worth(Hint(since=0, next_use=10), 10) == worth(Hint(since=0, next_use=10), 99) == 1 / SOON
     assert worth(Hint(since=0, next_use=float("inf")), 5) == 0
 

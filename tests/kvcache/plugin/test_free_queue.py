@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 
 from kvcache.keeper import Keeper
 from kvcache.ledger import ANONYMOUS, DEVICE
 from kvcache.plugin.free_queue import OwnerQueue, key_of
-from kvcache.policy import Hint, Policy
+from kvcache.policy import Hint, Policy, Rank, Stack
 from kvcache.retention import Retention
 
 BLOCKS = 16
@@ -35,9 +37,10 @@ class Engine:
         self.queue: OwnerQueue | None = None
         self.keeper = Keeper(policy or Policy(), TOKENS)
         self.now = lambda: float(next(clock))
+        self.failed: list[Exception] = []
         if policy is not None:
             free = self.pool.free_block_queue.get_all_free_blocks()
-            self.queue = OwnerQueue(self.pool.blocks, free, self.keeper, self.now)
+            self.queue = OwnerQueue(self.pool.blocks, free, self.keeper, self.now, self.failed.append)
             self.pool.free_block_queue = self.queue  # type: ignore[assignment]
 
     def begin(self, owner: str, text: str) -> list[KVCacheBlock] | None:
@@ -59,10 +62,10 @@ class Engine:
         return found + new
 
     def end(self, owner: str, blocks: list[KVCacheBlock]) -> None:
-        if self.queue is not None:
+        if self.queue is not None and not self.failed:
             keys = [key for block in blocks if (key := key_of(block)) is not None]
             self.keeper.wrote(owner, None, keys, self.now())
-            self.queue.declare(blocks)
+            self.queue.declare(blocks, owner)
         self.pool.free_blocks(reversed(blocks))
         self.keeper.left(owner, len(blocks) * TOKENS, self.now())
 
@@ -107,8 +110,10 @@ class Pools(RuleBasedStateMachine):
     def reset(self) -> None:
         stock, ours = (engine.pool.reset_prefix_cache() for engine in self.engines)
         assert stock == ours == (not self.running)
-        if ours and self.engines[1].queue:
-            self.engines[1].queue.reset()
+        queue = self.engines[1].queue
+        assert queue is not None
+        if not self.engines[1].failed:
+            queue.follow()
 
     @rule(owner=st.sampled_from(["a", "b"]))
     def release(self, owner: str) -> None:
@@ -120,10 +125,12 @@ class Pools(RuleBasedStateMachine):
         stock, ours = self.engines
         assert stock.free() == ours.free()
         assert ours.pool.get_num_free_blocks() == len(ours.free())
+        if ours.failed:
+            return
         known = {key_of(block) for block in ours.pool.blocks} - {None}
         held = ours.keeper.ledger
         assert all(held.span(key) is not None for key in map(key_of, self._free(ours)) if key is not None)
-        assert sum(held.copies(key, DEVICE) for key in known if key is not None) <= BLOCKS
+        assert all(held.copies(key, DEVICE) <= 1 for key in known if key is not None)
 
     def _free(self, engine: Engine) -> list[KVCacheBlock]:
         return engine.pool.free_block_queue.get_all_free_blocks()
@@ -134,9 +141,107 @@ class Unnamed(Pools):
     owners = (ANONYMOUS,)
 
 
+class Failing(Policy):
+    """LRU, until it fails: not at once."""
+
+    left = 0
+
+    def rank(self, stack: Stack, now: float) -> Rank:
+        self.left -= 1
+        if not self.left:
+            raise ArithmeticError("not today")
+        return super().rank(stack, now)
+
+
+class Faulty(Pools):
+    """A ranking that fails at any time leaves vLLM's own order, with all blocks."""
+
+    policy_class = Failing
+
+    @initialize(left=st.integers(1, 60))
+    def fails_after(self, left: int) -> None:
+        ours = self.engines[1]
+        assert isinstance(ours.keeper.policy, Failing)
+        ours.keeper.policy.left = left
+        for name in ("began", "wrote", "left", "released"):
+            setattr(ours.keeper, name, self._caught(getattr(ours.keeper, name)))
+
+    def _caught(self, does: Callable[..., Any]) -> Callable[..., Any]:
+        """As the scheduler does: what fails outside of the queue stops it, too."""
+        ours = self.engines[1]
+
+        def tried(*args: Any) -> Any:
+            try:
+                return None if ours.failed else does(*args)
+            except ArithmeticError as why:
+                assert ours.queue is not None
+                ours.queue.stop()
+                ours.failed.append(why)
+
+        return tried
+
+
 TestLRU = Pools.TestCase
 TestUnnamed = Unnamed.TestCase
-TestLRU.settings = TestUnnamed.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestFaulty = Faulty.TestCase
+LONG = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestLRU.settings = TestUnnamed.settings = TestFaulty.settings = LONG
+
+
+def test_a_ranking_that_names_blocks_that_are_not_free_is_not_believed() -> None:
+    engine = Engine(Policy(), itertools.count())
+    used(engine, "a", "aaaaa")
+    assert engine.queue is not None
+    engine.queue._spare[3] = None
+    engine.queue._spare.move_to_end(3, last=False)
+    engine.queue._spare[0] = None  # vLLM's block that is never given out
+    engine.queue._spare.move_to_end(0, last=False)
+    taken = engine.pool.get_new_blocks(BLOCKS - 1)
+    assert sorted(block.block_id for block in taken) == list(range(1, BLOCKS))
+    assert "not free" in str(engine.failed[0])
+
+
+def test_blocks_in_use_that_change_their_hashes_among_each_other_are_told_apart() -> None:
+    engine = Engine(Policy(), itertools.count())
+    blocks = engine.begin("a", "abc")
+    assert blocks is not None
+    assert engine.queue is not None
+    one, two, three = (block.block_hash for block in blocks)
+    engine.keeper.wrote("a", None, hashes("abc"), 0.0)
+    engine.queue.declare(blocks, "a")
+    for block, found in zip(blocks, (two, three, None), strict=True):
+        block.reset_hash()
+        if found is not None:
+            block.set_block_hash(found)
+    engine.queue.declare(blocks, "a")
+    engine.pool.free_blocks(reversed(blocks))
+    engine.keeper.left("a", 0, 0.0)
+    assert not engine.failed
+    assert [engine.keeper.ledger.copies(key, DEVICE) for key in hashes("abc")] == [0, 1, 1]
+    assert one is not None
+
+
+def test_what_is_given_up_is_counted_by_the_class_of_its_owners() -> None:
+    engine = Engine(Retention(), itertools.count())
+    for owner in "abc":
+        used(engine, owner, owner * 5)
+    engine.keeper.told("a", Hint(0.0, next_use=1e6), 0.0)
+    engine.keeper.released("c", 50.0)
+    blocks = engine.pool.get_new_blocks(BLOCKS - 1)
+    assert engine.queue is not None
+    assert engine.queue.evicted == [5, 5, 5, 0]
+    engine.pool.free_blocks(blocks)
+
+
+def test_free_blocks_are_walked_in_their_order_from_any_on() -> None:
+    engine = Engine(Policy(), itertools.count())
+    used(engine, "a", "aaa")
+    queue = engine.pool.free_block_queue
+    order = queue.get_all_free_blocks()
+    for place, block in enumerate(order):
+        assert list(queue.iter_blocks_after(block)) == order[place + 1 :]
+    (taken,) = engine.pool.get_new_blocks(1)
+    assert list(queue.iter_blocks_after(taken)) == []
 
 
 def used(engine: Engine, owner: str, text: str) -> int:

@@ -1,63 +1,42 @@
-"""The queue of waiting requests beside vLLM's first come, first served."""
+"""Priorities that change while requests wait in vLLM's own queue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.request_queue import PriorityRequestQueue
 
-from kvcache.plugin.waiting import StepQueue
+from kvcache.plugin.waiting import reorder
 
 
 @dataclass(eq=False)
 class Request:
     """As much of vLLM's as a queue asks of it."""
 
-    request_id: str
+    request_id: int
+    priority: float = 0
 
     def __lt__(self, other: Request) -> bool:
-        return self.request_id < other.request_id
+        return (self.priority, self.request_id) < (other.priority, other.request_id)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "prepend", "prepend all", "pop", "remove"]), st.integers(0, 9))))
-def test_with_no_priorities_it_is_first_come_first_served(does: list[tuple[str, int]]) -> None:
-    ours, stock, count = StepQueue(lambda request: 0.0), FCFSRequestQueue(), 0
-    for what, place in does:
-        made = [Request(str(count + n)) for n in range(3)]
-        count += 3
-        for queue in (ours, stock):
-            if what == "add":
-                queue.add_request(made[0])
-            elif what == "prepend":
-                queue.prepend_request(made[0])
-            elif what == "prepend all":
-                queue.prepend_requests(made)
-            elif what == "pop" and queue:
-                queue.pop_request()
-            elif what == "remove" and len(queue) > place:
-                queue.remove_requests([list(queue)[place]])
-        assert list(ours) == list(stock)
-        assert len(ours) == len(stock)
-        assert bool(ours) == bool(stock)
-        if stock:
-            assert ours.peek_request() is stock.peek_request()
+told = st.dictionaries(st.integers(0, 9), st.integers(-2, 2) | st.floats(-2, 2))
 
 
-def test_a_priority_changes_while_they_wait_and_equals_keep_their_places() -> None:
-    priority = dict.fromkeys("abc", 0.0)
-    queue, requests = StepQueue(lambda request: priority[request.request_id]), {name: Request(name) for name in "abc"}
-    for request in requests.values():
-        queue.add_request(request)
-    priority |= {"c": -1.0, "a": 5.0}
-    queue.reordered(requests.values())
-    assert [request.request_id for request in queue] == ["c", "b", "a"]
-    priority["a"] = 0.0
-    queue.reordered([requests["a"]])
-    assert [queue.pop_request().request_id for _ in range(3)] == ["c", "a", "b"]
-    with pytest.raises(IndexError):
-        queue.pop_request()
-    with pytest.raises(ValueError, match="does not wait"):
-        queue.remove_request(requests["a"])
+@given(st.lists(st.sampled_from(["waiting", "holding", "running"]), min_size=10, max_size=10), st.lists(told))
+def test_all_stay_where_they_are_in_the_order_of_their_latest_priorities(places: list[str], said: list[dict]) -> None:
+    queues = {"waiting": PriorityRequestQueue(), "holding": PriorityRequestQueue()}
+    requests = [Request(number) for number in range(10)]
+    for request, place in zip(requests, places, strict=True):
+        if place in queues:
+            queues[place].add_request(request)
+    for priorities in said:
+        reorder(queues.values(), {requests[number]: priority for number, priority in priorities.items()})
+        for number, priority in priorities.items():
+            assert requests[number].priority == priority
+        for name, queue in queues.items():
+            mine = [request for request, place in zip(requests, places, strict=True) if place == name]
+            assert list(queue) == sorted(mine)
+            assert not queue or queue.peek_request() is min(mine)

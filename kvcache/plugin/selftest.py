@@ -1,0 +1,178 @@
+"""What of vLLM the plug-in holds on to, tried before anything of ours is put in.
+
+    python -m kvcache.plugin.selftest
+
+prints what the plug-in would find in the installed vLLM.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvcache.keeper import Keeper
+from kvcache.plugin.free_queue import GROUP_BYTES, OwnerQueue
+from kvcache.plugin.versions import SUPPORTED, supported
+from kvcache.policy import Policy
+
+
+class Missing(Exception):
+    """A seam that is not what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """vLLM's classes that we derive from, replace or call."""
+
+    scheduler: Any
+    coordinator: Any
+    pool: Any
+    free_queue: Any
+    waiting: Any
+    request: Any
+    request_type: Any
+
+    @classmethod
+    def installed(cls) -> Seams:
+        """Those of the installed vLLM. ImportError where one is gone."""
+        from vllm.v1.core.block_pool import BlockPool
+        from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+        from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.request_queue import PriorityRequestQueue
+        from vllm.v1.engine import EngineCoreRequestType
+        from vllm.v1.request import Request
+
+        return cls(
+            AsyncScheduler, KVCacheCoordinator, BlockPool, FreeKVCacheBlockQueue, PriorityRequestQueue, Request,
+            EngineCoreRequestType,
+        )  # fmt: skip
+
+
+def eviction(seams: Seams) -> None:
+    """Blocks can be given up in our order. Raises Missing."""
+    for name in ("schedule", "reset_prefix_cache"):
+        _callable(seams.scheduler, name)
+    for name in ("add_request", "_free_request", "_free_request_blocks"):
+        _callable(seams.scheduler, name, "request")
+    _callable(seams.coordinator, "get_blocks", "request id")
+    _parameter(seams.request, "block_hasher")
+    ours = {name for name in dir(OwnerQueue) if not name.startswith("_")}
+    theirs = {name for name in dir(seams.free_queue) if not name.startswith("_")}
+    if new := theirs - ours:
+        raise Missing(f"the queue of free blocks has more: {', '.join(sorted(new))}")
+    stock, mine = seams.pool(16, True, 4), seams.pool(16, True, 4)
+    _put_in(mine)
+    if _trip(stock) != _trip(mine):
+        raise Missing("a block pool does not do with our queue what it does with its own")
+
+
+def order(seams: Seams) -> None:
+    """Waiting requests can change their places. Raises Missing."""
+    for name in ("add_request", "remove_requests"):
+        _callable(seams.waiting, name, "request")
+    _callable(seams.waiting, "__iter__")
+    _parameter(seams.request, "priority")
+
+
+def control(seams: Seams) -> None:
+    """Messages reach the scheduler. Raises Missing."""
+    if not hasattr(seams.request_type, "UTILITY"):
+        raise Missing("no utility calls")
+
+
+def session(seams: Seams) -> None:
+    """A request says whose it is by a header. Raises Missing."""
+    _parameter(seams.request, "session_id")
+
+
+CHECKS: dict[str, Callable[[Seams], None]] = {
+    "eviction": eviction, "order": order, "control": control, "session": session,
+}  # fmt: skip
+
+
+def failures(seams: Callable[[], Seams] = Seams.installed) -> dict[str, str]:
+    """What cannot be done, and why. Never raises."""
+    try:
+        classes = seams()
+    except Exception as why:
+        return dict.fromkeys(CHECKS, reason(why))
+    found = {}
+    for name, check in CHECKS.items():
+        try:
+            check(classes)
+        except Exception as why:
+            found[name] = reason(why)
+    return found
+
+
+def reason(why: Exception) -> str:
+    """An exception as a reader wants it."""
+    return str(why) if isinstance(why, Missing) else f"{type(why).__name__}: {why}"[:300]
+
+
+def _callable(of: Any, name: str, *arguments: str) -> None:
+    found = getattr(of, name, None)
+    if not callable(found):
+        raise Missing(f"no {of.__name__}.{name}")
+    try:
+        inspect.signature(found).bind(None, *arguments)
+    except TypeError as why:
+        raise Missing(f"{of.__name__}.{name}: {why}") from None
+
+
+def _parameter(of: Any, name: str) -> None:
+    if name not in inspect.signature(of).parameters:
+        raise Missing(f"{of.__name__} has no {name}")
+
+
+def _put_in(pool: Any) -> None:
+    clock = itertools.count()
+    free = pool.free_block_queue.get_all_free_blocks()
+
+    def failed(why: Exception) -> None:
+        raise why
+
+    pool.free_block_queue = OwnerQueue(pool.blocks, free, Keeper(Policy(), 4), lambda: float(next(clock)), failed)
+
+
+def _trip(pool: Any) -> list[Any]:
+    """What a pool does with blocks that are taken, named, freed, found again and evicted."""
+    said: list[Any] = []
+
+    def take(count: int) -> list[Any]:
+        blocks: list[Any] = pool.get_new_blocks(count)
+        said.append([block.block_id for block in blocks])
+        return blocks
+
+    first, second = take(6), take(3)
+    for number, block in enumerate([*first[:5], *second[:2]]):
+        block.set_block_hash(bytes([number]) * 32 + bytes(GROUP_BYTES))
+    pool.free_blocks(reversed(first))
+    pool.free_blocks(reversed(second))
+    pool.touch(first[1:3])
+    third = take(10)
+    pool.free_blocks(reversed(first[1:3]))
+    pool.free_blocks(reversed(third))
+    take(4)
+    said += [[block.block_id for block in pool.free_block_queue.get_all_free_blocks()], pool.get_num_free_blocks()]
+    said.append([block.block_hash for block in pool.blocks])
+    return said
+
+
+def main() -> None:
+    """Print what would be found."""
+    import vllm
+
+    missing = failures()
+    said = {"vllm": vllm.__version__, "made for": SUPPORTED, "supported": supported(vllm.__version__)}
+    said |= {name: name not in missing for name in CHECKS}
+    print(json.dumps(said | {"why": missing}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
