@@ -1,0 +1,284 @@
+"""Device and host as one tier: of all distinct blocks the device keeps the top by rank, and the host the next.
+
+So the host gives up dead blocks first, then copies of what the device will keep, then the lowest. What is stored while
+the device has it and keeps it would be the first to go: a full host takes only what the device gives up soon, before
+it does. That is the `margin`: the blocks that the device may give up at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import groupby, islice
+from typing import Protocol, TypeVar
+
+from kvcache.keeper import Keeper
+from kvcache.ledger import Key, Span
+from kvcache.order import Order
+from kvcache.policy import DEAD, INFINITY, LEASED, Rank
+from kvcache.policy import Stack as Ranked
+from kvcache.tier import Name, Stack, Tier
+
+S = TypeVar("S", bound=Ranked)
+
+SWEPT = 256
+"""Chunks that the device has, too, of which the best to give up are found at once."""
+
+WORTHLESS: Rank = (DEAD, INFINITY)
+PRICELESS: Rank = (LEASED + 1, 0.0)
+"""No live block ranks as low as the one, none at all as high as the other."""
+
+
+class Contents(Protocol):
+    """What lies where, as the engine itself sees it. The host names chunks as the keeper's host tier does."""
+
+    def block(self, name: Key) -> int | None:
+        """The device block that holds what the chunk of this name does; None: none."""
+        ...
+
+    def name(self, number: int) -> Key | None:
+        """The name that a device block's content has, or would have, on the host; None: it holds nothing."""
+        ...
+
+    def stored(self, name: Key) -> bool:
+        """Whether the host has this chunk or is being given it."""
+        ...
+
+    def ready(self, name: Key) -> bool:
+        """Whether it can be read."""
+        ...
+
+    def depth(self, name: Key) -> int:
+        """Where in its prompt the chunk ends."""
+        ...
+
+    @property
+    def idle(self) -> int:
+        """Free device blocks that hold nothing."""
+        ...
+
+    @property
+    def vacant(self) -> int:
+        """Host chunks that hold nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A device block to be copied to the host, and the chunk that goes for it, if any.
+
+    `freed` as in the block's stack, in seconds.
+    """
+
+    number: int
+    name: Key
+    freed: float
+    instead: Key | None
+
+
+@dataclass(slots=True)
+class Wanted:
+    """Blocks of a span as if they had been freed at `freed`."""
+
+    owners: Collection[str]
+    freed: float
+    tokens: int = 0
+
+
+def upcoming(order: Order[S], now: float) -> Iterator[S]:
+    """The stacks of an order, the first to go first, O(log stacks) for each that is looked at.
+
+    The order may not change meanwhile.
+    """
+    if order.first(now) is None:
+        return
+    heap, entries = order._heap, order._entries
+    front = [(heap[0], 0)]
+    while front:
+        entry, place = heappop(front)
+        for child in (2 * place + 1, 2 * place + 2):
+            if child < len(heap):
+                heappush(front, (heap[child], child))
+        if entries.get(entry[4]) is entry:
+            yield entry[4]
+
+
+def _stack_of(tier: Tier[Name], name: Name) -> Stack[Name] | None:
+    return tier._stacks.get(name)
+
+
+class _Chunks:
+    """What the host gives up for blocks that come in the order of their ranks, the lowest first."""
+
+    def __init__(self, free: int, costless: Iterator[tuple[Key, Rank]], lowest: Iterator[tuple[Key, Rank]]) -> None:
+        self._free, self._costless, self._lowest = free, costless, lowest
+        self._given: set[Key] = set()
+        self._low = next(lowest, None)
+
+    def take(self, rank: Rank, most: int, dear: bool) -> list[Key | None]:
+        """Places for blocks of this rank, at most so many: the chunk that goes for each, None where none must.
+
+        Unless it is `dear`, no chunk goes that nothing else is like.
+        """
+        places: list[Key | None] = [None] * min(self._free, most)
+        self._free -= len(places)
+        while len(places) < most and (name := self._next(rank, dear)) is not None:
+            self._given.add(name)
+            places.append(name)
+        return places
+
+    def _next(self, rank: Rank, dear: bool) -> Key | None:
+        for name, its in self._costless:
+            if its <= rank:
+                self._costless = iter(())
+            elif name not in self._given:
+                return name
+        while dear and self._low is not None and self._low[1] < rank:
+            name, self._low = self._low[0], next(self._lowest, None)
+            if name not in self._given:
+                return name
+        return None
+
+
+class Joint:
+    """Says which host chunks go, which device blocks are copied to the host, and what there is room for.
+
+    Times in seconds. Nothing is changed here but the notes on copies.
+    """
+
+    def __init__(self, keeper: Keeper, contents: Contents, margin: int, soon: int) -> None:
+        self._keeper, self._contents, self._margin, self._soon = keeper, contents, margin, soon
+        self._copies: OrderedDict[Key, None] = OrderedDict()
+
+    def copied(self, names: Iterable[Key]) -> None:
+        """The device has what these host chunks hold, as far as is known."""
+        for name in names:
+            self._copies[name] = None
+
+    def gone(self, name: Key) -> None:
+        """The host has given this chunk up."""
+        self._copies.pop(name, None)
+
+    def freed(self, name: Key) -> float | None:
+        """When the device's copy of a chunk was freed; None where there is none, or it is in use."""
+        number = self._contents.block(name)
+        stack = None if number is None else _stack_of(self._keeper.device, number)
+        return None if stack is None else stack.freed
+
+    def spare(self, count: int, protected: Collection[Key], now: float) -> list[Key] | None:
+        """So many host chunks to give up, the first to go first; None where there are not so many."""
+        going = (name for name in self._going(count + len(protected), now) if name not in protected)
+        names = list(islice(going, count))
+        return names if len(names) == count else None
+
+    def vacant(self, most: int, now: float) -> int:
+        """How many chunks the host can take and lose nothing, at most so many."""
+        free = self._contents.vacant
+        if free < most:
+            free += sum(1 for _ in islice(self._dead(now), most - free))
+        return min(free, most)
+
+    def moves(self, most: int, now: float) -> list[Move]:
+        """What the device gives up soon, the host has not, and is worth more than what the host gives up for it.
+
+        That is a chunk without content, a dead one, a copy of what the device gives up later, or for the first `soon`
+        blocks one of a lower rank. Of blocks freed together for which there are too few places, the first of their
+        prompt are saved: the others are of no use without them.
+        """
+        found: list[Move] = []
+        chunks = _Chunks(self._contents.vacant, self._costless(most, now), self._lowest(now))
+        left = self._margin - self._contents.idle
+        for stack in upcoming(self._keeper.device.order, now):
+            if left <= 0 or len(found) == most:
+                break
+            if (rank := self._rank(stack, now))[0] > DEAD:
+                going = self._unsaved(islice(reversed(stack.blocks), left))
+                places = chunks.take(rank, min(len(going), most - len(found)), left > self._margin - self._soon)
+                if len(places) < len(going):
+                    going = self._unsaved(stack.blocks)
+                found += (Move(*one, stack.freed, instead) for one, instead in zip(going, places, strict=False))
+            left -= len(stack.blocks)
+        return found
+
+    def room(self, span: Span, most: int, loses: bool, now: float) -> int:
+        """How many blocks the device can give for blocks of this span, at most so many.
+
+        Nothing that is needed sooner goes for them, nor, unless it `loses`, what is alive and not on the host.
+        """
+        count = min(self._contents.idle, most)
+        wanted = self._keeper.policy.rank(Wanted(span.ranked_by, now), now)
+        for stack in upcoming(self._keeper.device.order, now):
+            rank = self._rank(stack, now)
+            if rank >= wanted or count >= most or not span.owners.keys().isdisjoint(stack.span.owners):
+                break
+            for number in reversed(stack.blocks):
+                name = self._contents.name(number)
+                if rank[0] > DEAD and not loses and name is not None and not self._contents.ready(name):
+                    return min(count, most)
+                count += 1
+        return min(count, most)
+
+    def _going(self, sought: int, now: float) -> Iterator[Key]:
+        """Host chunks, the first to go first."""
+        gone: set[Key] = set()
+        mark = self._mark(now)
+        for name, rank in self._costless(sought, now):
+            if rank > mark:
+                gone.add(name)
+                yield name
+        yield from (name for name, _ in self._lowest(now) if name not in gone)
+
+    def _costless(self, sought: int, now: float) -> Iterator[tuple[Key, Rank]]:
+        """Chunks that are dead, or that the device has, too, with its rank of them: what it gives up last first."""
+        yield from ((name, PRICELESS) for name in self._dead(now))
+        yield from self._held(sought, now)
+
+    def _lowest(self, now: float) -> Iterator[tuple[Key, Rank]]:
+        """Chunks by rank, the lowest first; of equals the deepest first, since a chunk is of no use without the others
+        before it, and what of a prompt comes to the host comes in any order.
+        """
+        stacks = upcoming(self._keeper.host.order, now)
+        for rank, equals in groupby(stacks, lambda stack: self._rank(stack, now)):
+            names = [name for stack in equals for name in reversed(stack.blocks)]
+            yield from ((name, rank) for name in sorted(names, key=self._contents.depth, reverse=True))
+
+    def _dead(self, now: float) -> Iterator[Key]:
+        for stack in upcoming(self._keeper.host.order, now):
+            if self._rank(stack, now)[0] > DEAD:
+                return
+            yield from reversed(stack.blocks)
+
+    def _held(self, sought: int, now: float) -> list[tuple[Key, Rank]]:
+        """Some of the chunks that the device has, too; those looked at come up again last."""
+        host, device, found = self._keeper.host, self._keeper.device, []
+        for name in list(islice(self._copies, SWEPT + 4 * sought)):
+            number = self._contents.block(name)
+            if number is None or not self._contents.stored(name):
+                del self._copies[name]
+                continue
+            self._copies.move_to_end(name)
+            if name in host:
+                stack = _stack_of(device, number)
+                found.append((name, PRICELESS if stack is None else self._rank(stack, now)))
+        return sorted(found, key=lambda one: one[1], reverse=True)
+
+    def _mark(self, now: float) -> Rank:
+        """The rank up to which the device gives blocks up soon."""
+        left = self._margin - self._contents.idle
+        if left <= 0:
+            return WORTHLESS
+        for stack in upcoming(self._keeper.device.order, now):
+            left -= len(stack.blocks)
+            if left <= 0:
+                return self._rank(stack, now)
+        return PRICELESS
+
+    def _unsaved(self, numbers: Iterable[int]) -> list[tuple[int, Key]]:
+        """Those of the device blocks that hold what the host has not."""
+        named = ((number, self._contents.name(number)) for number in numbers)
+        return [(number, name) for number, name in named if name is not None and not self._contents.stored(name)]
+
+    def _rank(self, stack: Ranked, now: float) -> Rank:
+        return self._keeper.policy.rank(stack, now)

@@ -1,0 +1,282 @@
+"""Copies that no request asked for: to the host what the device gives up soon, and back what is needed next.
+
+vLLM knows them by numbers of jobs of its own counter; the names of requests that it wants with them start with
+`PREFIX`, and must not come back to its scheduler. A block that is being copied down may be taken at any time: vLLM then
+waits for the copy first (its fence). One that is being filled is nobody's and has no hash until it is full.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import TransferJob
+from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext
+
+from kvcache.joint import Joint
+from kvcache.keeper import Keeper
+from kvcache.plugin.host_policy import Coming, HostManager
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+PREFIX = "weft:"
+
+MOST_BLOCKS = 64
+"""In one transfer: what a demand load waits for at most."""
+
+MOST_WISHES = 256
+LONGEST = 60.0
+"""Seconds that a prefetch may wait for its turn."""
+
+Jobs = dict[int, TransferJob]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A copy on its way: `left` workers have not said that it is done. `blocks` that are held for it."""
+
+    left: int
+    names: list[bytes]
+    context: ReqContext
+    numbers: list[int] = field(default_factory=list)
+    blocks: list[KVCacheBlock] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+class Saves:
+    """What the device gives up soon and the host has not, on its way there. `vllm`: the scheduler of its connector."""
+
+    def __init__(self, vllm: Any, pool: Any, joint: Joint, margin: int) -> None:
+        self._vllm, self._pool, self._joint, self._margin = vllm, pool, joint, margin
+        self._manager: HostManager = vllm.manager
+        self._flights: dict[int, _Flight] = {}
+        self.saved = 0
+        self._on = True
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, job: int) -> bool:
+        return job in self._flights
+
+    def start(self, now: float) -> Jobs:
+        """Copies to begin with this step."""
+        room = self._margin - sum(len(one.names) for one in self._flights.values())
+        if room <= 0 or not self._on or not self._manager.unsaved:
+            return {}
+        self._manager.policy.settle()
+        moves = self._joint.moves(room, now)
+        jobs: Jobs = {}
+        for start in range(0, len(moves), MOST_BLOCKS):
+            part = moves[start : start + MOST_BLOCKS]
+            context = ReqContext(req_id=PREFIX + "save")
+            self._manager.on_new_request(context)
+            going: list[Any] = [one.instead for one in part if one.instead is not None]
+            coming: dict[Any, Coming] = {one.name: (one.freed, self._depth(one.number)) for one in part}
+            output = self._manager.move(coming, going, context)
+            if output is None or not output.keys_to_store:
+                break
+            numbers = {one.name: one.number for one in part}
+            job, names = self._vllm._generate_job_id(), list(output.keys_to_store)
+            blocks = [numbers[name] for name in names]
+            for number in blocks:
+                self._vllm._block_id_to_pending_jobs.setdefault(number, set()).add(job)
+            self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
+            jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
+        return jobs
+
+    def done(self, job: int, workers: int) -> None:
+        """So many workers have done with it."""
+        flight = self._flights[job]
+        flight.left -= workers
+        if flight.left > 0:
+            return
+        del self._flights[job]
+        self.saved += len(flight.names)
+        self._manager.complete_store(flight.names, flight.context)
+        pending = self._vllm._block_id_to_pending_jobs
+        for number in flight.numbers:
+            if (jobs := pending.get(number)) is not None:
+                jobs.discard(job)
+                if not jobs:
+                    del pending[number]
+
+    def _depth(self, number: int) -> int:
+        return self._pool.blocks[number].block_hash_num_tokens or 0
+
+    def stop(self) -> None:
+        """Begin no more."""
+        self._on = False
+
+    def forget(self) -> set[int]:
+        """The host tier has been emptied: the jobs that were on their way, for vLLM to wait for."""
+        jobs = set(self._flights)
+        self._flights.clear()
+        return jobs
+
+
+@dataclass(slots=True)
+class _Wish:
+    """A prefetch: until when in seconds, and up to where in the owner's line all is on the device."""
+
+    due: float
+    at: int = 0
+
+
+class Prefetches:
+    """What is on its way back to the device before its request comes, one transfer at a time, the most urgent first.
+
+    `waits` says how many requests wait, which go first; `speed` is the link's in blocks a second, None: not known. In
+    blocks: `loaded`, of which `used` and `wasted` (gone before anybody used them), and in owners: `dropped`.
+    """
+
+    def __init__(
+        self, vllm: Any, pool: Any, keeper: Keeper, joint: Joint, waits: Callable[[], int],
+        speed: Callable[[], float | None],
+    ) -> None:  # fmt: skip
+        self._vllm, self._pool, self._keeper, self._joint = vllm, pool, keeper, joint
+        self._manager: HostManager = vllm.manager
+        self._waits, self._speed = waits, speed
+        self._group = (0).to_bytes(4, "big")
+        self._wishes: OrderedDict[str, _Wish] = OrderedDict()
+        self._flights: dict[int, _Flight] = {}
+        self._fresh: dict[int, bytes] = {}
+        self.loaded = self.used = self.wasted = self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._flights) + len(self._wishes)
+
+    def __contains__(self, job: int) -> bool:
+        return job in self._flights
+
+    def wish(self, owner: str, within: float, now: float) -> bool:
+        """Have the owner's KV on the device in so many seconds. False where the host has nothing that is missing."""
+        if not self._missing(owner, wish := _Wish(now + min(within, LONGEST)), 1):
+            return False
+        self._wishes[owner] = wish
+        if len(self._wishes) > MOST_WISHES:
+            self._wishes.popitem(last=False)
+            self.dropped += 1
+        return True
+
+    def cancel(self, owner: str) -> None:
+        """Its own request has come."""
+        if self._wishes.pop(owner, None) is not None:
+            self.dropped += 1
+
+    def start(self, saving: bool, now: float) -> Jobs:
+        """The copy to begin with this step. `saving`: something is on its way to the host, which makes room."""
+        for owner in [owner for owner, wish in self._wishes.items() if wish.due < now]:
+            self.cancel(owner)
+        if self._flights or (self._wishes and self._waits()):
+            return {}
+        while self._wishes:
+            owner = min(self._wishes, key=lambda one: self._wishes[one].due)
+            wish = self._wishes[owner]
+            missing = self._missing(owner, wish, MOST_BLOCKS)
+            if not missing:
+                del self._wishes[owner]
+                continue
+            most = self._most(missing, wish, saving, now)
+            if most <= 0:
+                if saving:
+                    return {}
+                self.cancel(owner)
+                continue
+            return self._begin(missing[:most])
+        return {}
+
+    def done(self, job: int, workers: int) -> None:
+        """So many workers have done with it. The last one makes it visible."""
+        flight = self._flights[job]
+        flight.left -= workers
+        if flight.left > 0:
+            return
+        del self._flights[job]
+        self._manager.complete_load(flight.names, flight.context)
+        self._vllm._chunks_being_loaded.difference_update(flight.names)
+        known = self._pool.cached_block_hash_to_block
+        for block, name, end in zip(flight.blocks, flight.names, flight.ends, strict=False):
+            if known.get_one_block(name) is None:
+                self._pool._insert_block_hash(name, block, num_tokens=end)
+                self._fresh[block.block_id] = name
+        self.loaded += len(flight.blocks)
+        self._pool.free_blocks(reversed(flight.blocks))
+
+    def give_back(self) -> set[int]:
+        """Hold no device block any more: the jobs on their way, for vLLM to wait for before the blocks are used."""
+        self.dropped += len(self._wishes)
+        self._wishes.clear()
+        for flight in self._flights.values():
+            self._pool.free_blocks(flight.blocks)
+            flight.blocks = []
+        self._fresh.clear()
+        return set(self._flights)
+
+    def forget(self) -> set[int]:
+        """The host tier has been emptied, too."""
+        jobs = self.give_back()
+        self._flights.clear()
+        return jobs
+
+    def count(self, blocks: list[KVCacheBlock]) -> None:
+        """A request has these blocks now."""
+        for block in blocks if self._fresh else ():
+            if (name := self._fresh.pop(block.block_id, None)) is not None:
+                if block.block_hash == name:
+                    self.used += 1
+                else:
+                    self.wasted += 1
+
+    def count_lost(self) -> None:
+        """Count those that have gone since."""
+        for number in [one for one, name in self._fresh.items() if self._pool.blocks[one].block_hash != name]:
+            del self._fresh[number]
+            self.wasted += 1
+
+    def _missing(self, owner: str, wish: _Wish, most: int) -> list[tuple[bytes, int]]:
+        """What the host has and the device not of an owner's line, and where it ends in tokens, up to the first gap."""
+        line, known, found = self._keeper.ledger.line(owner), self._pool.cached_block_hash_to_block, []
+        chunk = self._manager.policy.get
+        for at in range(wish.at, len(line)):
+            name = bytes(line[at]) + self._group  # type: ignore[call-overload]
+            if known.get_one_block(name) is None:
+                status = chunk(name)
+                if status is None or not status.is_ready:
+                    break
+                found.append((name, (at + 1) * self._keeper.block))
+                if len(found) == most:
+                    break
+            elif not found:
+                wish.at = at + 1
+        return found
+
+    def _most(self, missing: list[tuple[bytes, int]], wish: _Wish, saving: bool, now: float) -> int:
+        """How many of them there is room and time for. Something is lost for them only where nothing more is saved."""
+        most = self._pool.get_num_free_blocks() - self._pool.num_gpu_blocks // 8
+        if (speed := self._speed()) is not None:
+            most = min(most, int((wish.due - now) * speed))
+        span = self._keeper.ledger.span(missing[0][0][: -len(self._group)])
+        if span is None or most <= 0:
+            return 0
+        self._manager.policy.settle()
+        most = min(most, len(missing))
+        return self._joint.room(span, most, False, now) or (not saving and self._joint.room(span, most, True, now))
+
+    def _begin(self, missing: list[tuple[bytes, int]]) -> Jobs:
+        names = [name for name, _ in missing]
+        context = ReqContext(req_id=PREFIX + "prefetch")
+        self._manager.on_new_request(context)
+        source = self._manager.prepare_load(names, context)
+        blocks = self._pool.get_new_blocks(len(names))
+        numbers = [block.block_id for block in blocks]
+        self._vllm._current_batch_allocated_block_ids.update(numbers)
+        self._vllm._chunks_being_loaded.update(names)
+        job = self._vllm._generate_job_id()
+        ends = [end for _, end in missing]
+        self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, numbers, blocks, ends)
+        first = ends[0] // self._keeper.block - 1
+        return {job: TransferJob(context.req_id, source, GPULoadStoreSpec(numbers, [len(numbers)], [first]))}

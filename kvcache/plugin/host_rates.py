@@ -1,0 +1,72 @@
+"""How fast an engine loads KV from the host, and how fast it computes it instead."""
+
+from __future__ import annotations
+
+from collections import deque
+
+KEPT = 0.9
+"""Of what was measured before, at each new transfer or step."""
+
+FEWEST = 64
+"""Tokens of a step that counts as prefill."""
+
+LONGEST_QUEUE = 16
+"""Steps in flight."""
+
+
+class _Rate:
+    """Something a second, the latest counting most."""
+
+    def __init__(self) -> None:
+        self._amount = self._seconds = 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        self._amount = KEPT * self._amount + amount
+        self._seconds = KEPT * self._seconds + seconds
+
+    @property
+    def value(self) -> float | None:
+        return self._amount / self._seconds if self._seconds > 0 else None
+
+
+class Rates:
+    """Measured rates: bytes a second of loads and tokens a second of prefill. `block` tokens are `size` bytes."""
+
+    def __init__(self, block: int, size: int) -> None:
+        self.block, self._size = block, size
+        self._link, self._prefill = _Rate(), _Rate()
+        self._steps: deque[tuple[int, float]] = deque(maxlen=LONGEST_QUEUE)
+        self._ended = 0.0
+
+    @property
+    def blocks(self) -> float | None:
+        """Blocks loaded a second; None: not known."""
+        value = self._link.value
+        return None if value is None else value / self._size
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens computed a second in prefill; None: not known."""
+        return self._prefill.value
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are sooner computed than loaded."""
+        blocks, tokens = self.blocks, self.tokens
+        return blocks is not None and tokens is not None and tokens > blocks * self.block
+
+    def loaded(self, size: int, seconds: float) -> None:
+        """So many bytes were loaded in so many seconds of transfer."""
+        self._link.add(size, seconds)
+
+    def began(self, tokens: int, now: float) -> None:
+        """A step was made up that computes so many tokens."""
+        self._steps.append((tokens, now))
+
+    def ended(self, now: float) -> None:
+        """The first of the steps begun has ended: it ran since it was made up, or since the one before it ended."""
+        if self._steps:
+            tokens, began = self._steps.popleft()
+            if tokens >= FEWEST:
+                self._prefill.add(tokens, max(now - max(began, self._ended), 1e-6))
+        self._ended = now
