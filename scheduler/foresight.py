@@ -15,6 +15,7 @@ from scheduler.position import Position
 from scheduler.template import ALL, ANY, EPSILON, Key, Template
 
 NEVER = float("inf")
+PATIENCE = 10.0  # seconds by which a step may be late, or as long as its gap if that is more
 DUE = 0.5  # probability of an edge, from which a join waits for the step that it leads to
 
 
@@ -65,13 +66,15 @@ class Foresight:
         return self._earliest(position, {}, self._steps, 1.0)
 
     def next_use(self, position: Position, left: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Seconds until each role can run, at the earliest. `left`: seconds left of the steps that run, else all."""
+        """Seconds until each role can run, at the earliest. `left`: seconds left of the steps that run, else all less
+        what has passed. What should have come long ago is not waited for.
+        """
         return self._earliest(position, self._left(position, left), self._seconds, None)
 
     def _left(self, position: Position, left: Mapping[str, float] | None) -> dict[str, float]:
         given = left or {}
         return {
-            role: max(0.0, given.get(role, self._seconds[self._place[role]]))
+            role: max(0.0, given.get(role, self._seconds[self._place[role]] - position.runs.get(role, 0.0)))
             for role in position.running
             if role in self._place
         }
@@ -83,8 +86,11 @@ class Foresight:
         hand: list[tuple[float, int, _Edge, float]] = []
         for steps, waits in ((position.running, left), (position.finished, {})):
             for role, number in steps.items():
+                passed = 0.0 if unit is not None or steps is position.running else position.rests.get(role, 0.0)
                 for edge in self._out[self._place[role]] if role in self._place else ():
-                    time = waits.get(role, 0.0) + (edge.gap if unit is None else unit)
+                    if passed > edge.gap + max(edge.gap, PATIENCE):
+                        continue
+                    time = waits.get(role, 0.0) + (max(0.0, edge.gap - passed) if unit is None else unit)
                     hand.append((time, len(hand), edge, number * edge.count))
         for key, tokens in position.open.items():
             if found := self._edges.get(key):

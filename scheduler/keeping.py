@@ -99,12 +99,12 @@ class Keeping:
         self._dead, self._waiting = {}, {}
         return advice
 
-    def ahead(self, step: Step) -> list[Advice]:
+    def ahead(self, step: Step, now: float) -> list[Advice]:
         """The step decodes: what its run needs soon, where its worker can fetch it from the host tier."""
         worker = self._advised(step.decision.worker if step.decision else "")
         if worker is None or not worker.fetches:
             return []
-        waits = self._owners(step.session.workflow, worker)
+        waits = self._owners(step.session.workflow, worker, now)
         soon = sorted((wait, owner) for owner, wait in waits.items() if 0 < wait <= HORIZON)
         return [Prefetch(worker.id, owner, wait) for wait, owner in soon[:FETCHES]]
 
@@ -133,16 +133,16 @@ class Keeping:
         for name, workflow in self._moved:
             worker = self._advised(name)
             if worker is not None and workflow not in self._over:
-                waits = self._owners(workflow, worker)
+                waits = self._owners(workflow, worker, now)
                 changed |= self.forecast.moved(_name(workflow), name, waits, now)
         self._over, self._moved = {}, {}
         return changed | self.forecast.lapsed(now)
 
-    def _owners(self, workflow: Workflow, worker: Worker) -> dict[str, float]:
+    def _owners(self, workflow: Workflow, worker: Worker, now: float) -> dict[str, float]:
         """Seconds until the owners of a run on a worker run, as far as its graph says."""
         if not self._knowledge.several_roles(workflow):
             return {}  # of a single role, its sessions' gaps say more
-        waits = {role: wait for role, wait in self._knowledge.next_uses(workflow).items() if wait < NEVER}
+        waits = {role: wait for role, wait in self._knowledge.next_uses(workflow, now).items() if wait < NEVER}
         owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         idle: dict[str, list[Session]] = {}
         for session in islice(reversed(workflow.sessions.values()), SESSIONS):

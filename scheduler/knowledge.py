@@ -110,7 +110,7 @@ class Knowledge:
             return
         after = [workflow.repeats.get(name, name) for name in step.after]
         role = step.role or ""
-        roles, siblings = workflow.progress.came(step.id, role, after)
+        roles, siblings = workflow.progress.came(step.id, role, after, step.arrived)
         program = self._program(workflow)
         for name in after:
             if context := workflow.ends.pop(name, None):
@@ -132,7 +132,7 @@ class Knowledge:
         workflow, branch = step.session.workflow, step.branch
         if step.id in workflow.repeats:
             return
-        workflow.progress.finished(step.id)
+        workflow.progress.finished(step.id, step.finished or step.arrived)
         usage, started = step.usage, step.dispatched if step.dispatched is not None else step.arrived
         seconds = (step.finished or started) - started
         self._program(workflow).learned.spent(step.role or "", usage.prompt, usage.output, seconds, step.model)
@@ -147,10 +147,10 @@ class Knowledge:
     def parted(self, step: Step) -> None:
         """A first step, held to repeat another run's, has a run of its own now."""
         workflow, branch = step.session.workflow, step.branch
-        workflow.progress.came(step.id, step.role or "", ())
+        workflow.progress.came(step.id, step.role or "", (), step.arrived)
         self._program(workflow).learned.begins(step.role or "")
         if step.state == FINISHED:
-            workflow.progress.finished(step.id)
+            workflow.progress.finished(step.id, step.finished or step.arrived)
             workflow.ends[step.id] = Context(step.role or "", frozenset(step.tools), None)
             branch.past, branch.tools = Past().ended(kind(step.stop, step.tools), step.usage.output), step.tools
 
@@ -196,13 +196,13 @@ class Knowledge:
             next=self._next(workflow),
         )
 
-    def next_uses(self, workflow: Workflow) -> Mapping[str, float]:
-        """Seconds until each role of the run's template can run, at the earliest.
+    def next_uses(self, workflow: Workflow, now: float) -> Mapping[str, float]:
+        """Seconds from `now` until each role of the run's template can run, at the earliest.
 
         Cheaper than `ahead`, as it waits until a tenth more has been learned before it looks at the template anew.
         """
         foresight = self._lately(_key(workflow)).foresight
-        return foresight.next_use(workflow.progress.position(foresight.template))
+        return foresight.next_use(workflow.progress.position(foresight.template, now))
 
     def several_roles(self, workflow: Workflow) -> bool:
         """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""

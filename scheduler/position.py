@@ -16,20 +16,24 @@ class Position:
     """How many steps of each role run, and what those that finished are still to bring; all numbers are positive.
 
     `finished`: steps per role that no step follows yet. `open`: tokens per edge still expected of a fan-out of which
-    some steps have come.
+    some steps have come. `runs` and `rests`: seconds since the first of a role's steps that run began, and since the
+    first of those that finished ended; empty where nobody asked.
     """
 
     running: Mapping[str, int] = field(default_factory=dict)
     finished: Mapping[str, int] = field(default_factory=dict)
     open: Mapping[Key, float] = field(default_factory=dict)
+    runs: Mapping[str, float] = field(default_factory=dict)
+    rests: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
 class _Step:
-    """`followers`: steps per role that follow it; `closed` where no more are expected."""
+    """`at` it began or ended; `followers`: steps per role that follow it; `closed` where no more are expected."""
 
     role: str
     after: tuple[str, ...]
+    at: float
     running: bool = True
     followers: dict[str, int] = field(default_factory=dict)
     closed: bool = False
@@ -45,7 +49,7 @@ class Progress:
     def __init__(self) -> None:
         self._steps: OrderedDict[str, _Step] = OrderedDict()
 
-    def came(self, step: str, role: str, after: Sequence[str]) -> tuple[list[str], list[set[str]]]:
+    def came(self, step: str, role: str, after: Sequence[str], now: float = 0.0) -> tuple[list[str], list[set[str]]]:
         """A step has come that follows others. Returns those's roles, and the roles that followed each before it."""
         sources = [one for name in after if (one := self._steps.get(name))]
         roles = [one.role for one in sources]
@@ -54,15 +58,15 @@ class Progress:
             one.followers[role] = one.followers.get(role, 0) + 1
             for name in one.after:
                 self._steps.pop(name, None)
-        self._steps[step] = _Step(role, tuple(after))
+        self._steps[step] = _Step(role, tuple(after), now)
         if len(self._steps) > MOST_STEPS:
             self._steps.popitem(last=False)
         return roles, siblings
 
-    def finished(self, step: str) -> None:
+    def finished(self, step: str, now: float = 0.0) -> None:
         """A step has ended well."""
         if one := self._steps.get(step):
-            one.running = False
+            one.running, one.at = False, now
             for name in one.after:
                 if source := self._steps.get(name):
                     source.closed = True
@@ -93,20 +97,23 @@ class Progress:
         """The roles of the steps that nothing follows: where the lines of the run end, when the run does."""
         return [one.role for one in self._steps.values() if not one.followers]
 
-    def position(self, template: Template) -> Position:
-        """Where the run stands in this template. O(steps kept)."""
+    def position(self, template: Template, now: float | None = None) -> Position:
+        """Where the run stands in this template, and since when if the time is given. O(steps kept)."""
         running: dict[str, int] = {}
         finished: dict[str, int] = {}
         opened: dict[Key, float] = {}
+        runs: dict[str, float] = {}
+        rests: dict[str, float] = {}
         for one in self._steps.values():
-            if one.running:
-                running[one.role] = running.get(one.role, 0) + 1
-            elif not one.followers:
-                finished[one.role] = finished.get(one.role, 0) + 1
-            elif not one.closed:
-                for key, tokens in _missing(one, template):
+            if one.followers and not one.running:
+                for key, tokens in _missing(one, template) if not one.closed else ():
                     opened[key] = opened.get(key, 0.0) + tokens
-        return Position(running, finished, opened)
+                continue
+            steps, since = (running, runs) if one.running else (finished, rests)
+            steps[one.role] = steps.get(one.role, 0) + 1
+            if now is not None:
+                since[one.role] = max(since.get(one.role, 0.0), now - one.at)
+        return Position(running, finished, opened, runs, rests)
 
 
 def _missing(step: _Step, template: Template) -> list[tuple[Key, float]]:

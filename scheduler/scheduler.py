@@ -183,7 +183,7 @@ class Scheduler:
     def _first_token(self, event: FirstToken, now: float) -> list[Action]:
         if (step := self.running.get(event.step)) and step.first_token is None:
             step.first_token = now
-            return [*self.keeping.ahead(step)]
+            return [*self.keeping.ahead(step, now)]
         return []
 
     def _finished(self, event: StepFinished, now: float) -> list[Action]:

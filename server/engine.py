@@ -108,8 +108,7 @@ def plugin_args(args: Sequence[str], host_tier: float, link_gbps: float = 0.0) -
     if host_tier > 0 and not given(args, "--kv-transfer-config", "--kv-offloading-size"):
         extra = {
             "spec_name": "HostTierSpec", "spec_module_path": "kvcache.plugin.host_copy",
-            "cpu_bytes_to_use": int(host_tier * GIB), "eviction_policy": "OwnerCachePolicy",
-            "cache_policy_module_path": "kvcache.plugin.host_policy", "offload_prompt_only": False,
+            "cpu_bytes_to_use": int(host_tier * GIB), "offload_prompt_only": False,
         }  # fmt: skip
         if link_gbps:
             extra["link_gbps"] = link_gbps

@@ -8,9 +8,9 @@ memory over the KV memory. Prompts are token ids made from the names of pieces; 
 later prompt holds it.
 
 `weft` is the real core over the plug-in, told what `weft serve` knows of clients that send a session's id and a system
-prompt; with `weft-hinted` they declare templates and mark ends, too. `lru`, `saga` and `kvflow` are the plug-in with
-another policy, the last two with the hints of `weft-hinted`. `belady` and `unlimited` are reckoned from the blocks that
-the calls of the first mode asked for, `belady` with both tiers as one.
+prompt; with `weft-named` they name the run, too; with `weft-hinted` they declare templates and mark ends besides.
+`lru`, `saga` and `kvflow` are the plug-in with another policy, the last two with the hints of `weft-hinted`. `belady` and
+`unlimited` are reckoned from the blocks that the calls of the first mode asked for, `belady` with both tiers as one.
 """
 
 from __future__ import annotations
@@ -55,14 +55,18 @@ def apart(setting: Setting) -> tuple[Figures, int]:
         return pool.apply(play, (setting,))
 
 
-def rows(settings: list[Setting]) -> list[Row]:
-    """All modes of one place, the first as what the others are compared with, and what could be had offline."""
+def rows(settings: list[Setting], calls: dict[str, list[list[int]]]) -> list[Row]:
+    """All modes of one place, the first as what the others are compared with, and what could be had offline.
+
+    `calls` gets the tokens of each call of each mode: prompt, found on the device, in the host tier.
+    """
     made: list[Row] = []
     first: Figures | None = None
     blocks = 0
     for setting in settings:
         figures, blocks = apart(setting)
         first = first or figures
+        calls[f"{setting.mode}, room {setting.room:g}, tier {setting.tier:g}"] = figures.steps
         same = sum(one == two for one, two in zip(figures.outputs, first.outputs, strict=True))
         made.append(
             _row(setting, setting.mode, figures.prompt, figures.device, figures.host, first, same, figures.seconds)
@@ -103,17 +107,17 @@ def main() -> None:
         max_context=args.max_context,
     )  # fmt: skip
     made: list[Row] = []
+    calls: dict[str, list[list[int]]] = {}
     for room, tier in itertools.product(args.room, args.tier):
-        made += rows([Setting(mode, cell, args.trace, args.runs, args.live, room, tier) for mode in args.modes])
-    calls = len({row.same for row in made}) and max(row.same for row in made)
-    told = table(made, calls)
+        made += rows([Setting(mode, cell, args.trace, args.runs, args.live, room, tier) for mode in args.modes], calls)
+    told = table(made, len(next(iter(calls.values()))))
     print(told)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", "-m", "bench.sequence", *sys.argv[1:]])
         about: dict[str, Any] = {
             "command": command, "revision": revision(), "machine": machine(), "versions": versions(),
-            "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in made],
+            "calls": calls, "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in made],
         }  # fmt: skip
         (args.out / "sequence.json").write_text(json.dumps(about, indent=1) + "\n")
         (args.out / "sequence.md").write_text(f"`{command}`\n\n{told}\n")

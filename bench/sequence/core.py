@@ -26,8 +26,9 @@ class Clock:
 class Brain:
     """The real core, as `weft serve` drives it, over the one engine."""
 
-    def __init__(self, engine: Any, hinted: bool, clock: Clock, tier_tokens: int) -> None:
-        self.scheduler, self._engine, self._hinted, self._clock = Scheduler(), engine, hinted, clock
+    def __init__(self, engine: Any, hinted: bool, named: bool, clock: Clock, tier_tokens: int) -> None:
+        self.scheduler, self._engine, self._clock = Scheduler(), engine, clock
+        self._hinted, self._named = hinted, named
         abilities = engine({"ask": "abilities"})
         if not abilities["eviction"]:
             raise RuntimeError(f"the plug-in does not keep the KV: {abilities}")
@@ -69,6 +70,8 @@ class Brain:
         self._handle(AdviceDue())
 
     def _identity(self, run: Run, call: Call, declared: bool) -> Identity:
+        if self._named:
+            return Identity(workflow=run.id, session=call.session, role=call.role, tenant=run.tenant, rule="metadata")
         if not self._hinted:
             parent = session_of(run, call.parent) if call.parent else None
             name = session_of(run, call.session)

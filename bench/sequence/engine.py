@@ -21,7 +21,10 @@ from server.config import Settings
 from server.engine import GIB, plugin_args
 
 BLOCK = 32
-POLICIES = {"lru": "lru", "weft": "retention", "weft-hinted": "retention", "saga": "saga", "kvflow": "kvflow"}
+POLICIES = {
+    "lru": "lru", "weft": "retention", "weft-named": "retention", "weft-hinted": "retention", "saga": "saga",
+    "kvflow": "kvflow",
+}  # fmt: skip
 HINTED = ("weft-hinted", "saga", "kvflow")
 
 
@@ -56,19 +59,26 @@ class Figures:
         return self.prompt - self.device - self.host
 
 
-def play(setting: Setting) -> tuple[Figures, int]:
-    """Play a setting in this process, which must have loaded no vLLM yet. Returns the blocks of the engine, too."""
+def prepare() -> None:
+    """Have vLLM run in this process, on one thread. Before it is imported."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR",
     }  # fmt: skip
+
+
+def play(setting: Setting) -> tuple[Figures, int]:
+    """Play a setting in this process, which must have loaded no vLLM yet. Returns the blocks of the engine, too."""
+    prepare()
     workload = runners.workload(setting.cell, setting.trace)
     clock = Clock()
     engine, blocks = started(setting, workload, clock)
     core: Any = engine.engine_core.engine_core.scheduler
     brain = None
     if setting.mode in POLICIES:
-        brain = Brain(core, setting.mode in HINTED, clock, int(setting.tier * blocks * BLOCK))
+        brain = Brain(
+            core, setting.mode in HINTED, setting.mode == "weft-named", clock, int(setting.tier * blocks * BLOCK)
+        )
     figures, tokens = Figures(), Tokens(engine.model_config.get_vocab_size())
     left: dict[str, int] = {}
     began, calls = time.perf_counter(), order(workload, setting.live, setting.runs)

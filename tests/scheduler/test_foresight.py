@@ -54,6 +54,36 @@ def finished(*roles: str, **position: Any) -> Position:
 # Shapes
 
 
+def test_what_has_passed_of_a_step_or_a_gap_is_not_waited_for_again() -> None:
+    stages = foresight(("plan", "work", 1, 1, 3.0), ("work", "check", 1, 1, 3.0), plan={"seconds": 5})
+    assert stages.next_use(running("plan"))["work"] == 8
+    assert stages.next_use(running("plan", runs={"plan": 4.0}))["work"] == 4
+    assert stages.next_use(running("plan", runs={"plan": 40.0}))["work"] == 3
+    assert stages.next_use(finished("plan", rests={"plan": 2.0})) == {"plan": inf, "work": 1, "check": 5}
+    assert stages.steps_to_execution(finished("plan", rests={"plan": 2.0}))["check"] == 2
+
+
+def test_what_should_have_come_long_ago_is_not_waited_for_at_all() -> None:
+    stages = foresight(("plan", "work", 1, 1, 30.0), ("plan", "play", 1, 1, 1.0))
+    assert stages.next_use(finished("plan", rests={"plan": 10.9}))["play"] == 0
+    assert stages.next_use(finished("plan", rests={"plan": 11.1}))["play"] == inf
+    assert stages.next_use(finished("plan", rests={"plan": 59.0}))["work"] == 0
+    assert stages.next_use(finished("plan", rests={"plan": 61.0}))["work"] == inf
+
+
+def test_a_position_says_since_when_its_first_steps_run_and_rest() -> None:
+    template = Template.parse("t", {"nodes": {"a": {}, "b": {}}, "edges": [{"from": "a", "to": "b"}]})
+    progress = Progress()
+    progress.came("1", "a", (), 1.0)
+    progress.came("2", "a", (), 2.0)
+    progress.finished("2", 4.0)
+    progress.came("3", "a", (), 5.0)
+    progress.finished("3", 6.0)
+    at = progress.position(template, 10.0)
+    assert (at.runs, at.rests) == ({"a": 9.0}, {"a": 6.0})
+    assert progress.position(template).rests == {}
+
+
 def test_a_chain_of_one_role_runs_again_with_the_probability_of_another_turn() -> None:
     react = foresight(("act", "act", 0.95, 1, 3.0), starts=("act",))
     assert react.steps_to_execution(running("act")) == {"act": 0}

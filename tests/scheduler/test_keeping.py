@@ -219,8 +219,8 @@ def test_what_runs_next_is_fetched_while_the_step_before_decodes() -> None:
     sent = core.stage("run", "plan", 100.0, ("check",))
     fetched = core.scheduler.handle(FirstToken(sent.step), 101.0)
     assert {one.owner: one.within for one in fetched if isinstance(one, Prefetch)} == {
-        role_owner("t", "work"): 6.0, branches["work"]: 6.0,
-        role_owner("t", "check"): 27.0, branches["check"]: 27.0,
+        role_owner("t", "work"): 5.0, branches["work"]: 5.0,
+        role_owner("t", "check"): 26.0, branches["check"]: 26.0,
     }  # fmt: skip
 
 

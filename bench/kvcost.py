@@ -1,0 +1,221 @@
+"""What the plug-in costs an engine: per block allocated, per re-rank, and in throughput.
+
+    python -m bench.kvcost [--blocks 50000] [--reps 5] [--out DIR]
+    python -m bench.kvcost --throughput [--hints 10000] [--reps 5] [--out DIR]
+
+The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
+and freed, as many owners as fit holding the pool. The second plays the same calls on a real engine in this process:
+stock vLLM, the plug-in without a hint, and the plug-in told so many things a second, in messages of 256 as `weft serve`
+sends them. All variants of a repetition run side by side, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.machine import machine, revision, versions
+
+BLOCK = 32
+OWNERS = (1_000, 10_000)
+REQUEST = 64  # blocks of a request
+MESSAGE = 256
+CALLS, PROMPT, OUTPUT = 48, 512, 32
+
+
+class Pool:
+    """vLLM's pool, with its own queue or with ours, whose blocks are owned in equal parts."""
+
+    def __init__(self, blocks: int, owners: int | None) -> None:
+        from vllm.v1.core.block_pool import BlockPool
+
+        self.pool = BlockPool(blocks + 1, True, BLOCK)
+        self.owners, self.count = owners or OWNERS[0], 0
+        self.keeper: Any = None
+        if owners is not None:
+            from kvcache.keeper import Keeper
+            from kvcache.plugin.free_queue import OwnerQueue
+            from kvcache.retention import Retention
+            from kvcache.shadow import Guarded, Shadow
+
+            self.keeper = Keeper(Guarded(Retention(), Shadow(blocks)), BLOCK)
+            free = self.pool.free_block_queue.get_all_free_blocks()
+            self.queue = self.pool.free_block_queue = OwnerQueue(self.pool.blocks, free, self.keeper)
+        each = max(1, blocks // self.owners)
+        for number in range(self.owners):
+            self.step(f"b{number}", each, each)
+        if self.keeper is not None:
+            self.tell(0)
+
+    def step(self, owner: str, blocks: int, at_once: int) -> float:
+        """A step of an owner takes blocks, so many at once, fills and frees them. Returns the seconds of the taking."""
+        from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
+        now = time.monotonic()
+        number = self.keeper.began(owner, None, now) if self.keeper is not None else 0
+        began = time.perf_counter()
+        taken = [block for _ in range(blocks // at_once) for block in self.pool.get_new_blocks(at_once)]
+        spent = time.perf_counter() - began
+        for block in taken:
+            self.count += 1
+            block.set_block_hash(make_block_hash_with_group_id(self.count.to_bytes(32, "big"), 0))
+            self.pool.cached_block_hash_to_block.insert(block.block_hash, block)
+        if self.keeper is not None:
+            keys = [bytes(block.block_hash[:-4]) for block in taken]
+            self.keeper.wrote(owner, None, keys, now, number)
+            self.queue.declare(taken, owner)
+            self.keeper.left(owner, blocks * BLOCK, now)
+        self.pool.free_blocks(reversed(taken))
+        return spent
+
+    def tell(self, shift: int) -> None:
+        """Foretell every owner anew."""
+        from kvcache.policy import Hint
+
+        now = time.monotonic()
+        for number in range(self.owners):
+            ahead = 1.0 + (number * 7919 + shift) % 997
+            self.keeper.told(f"b{number}", Hint(now, next_use=now + ahead), now)
+
+    def rerank(self, shift: int) -> float:
+        """Seconds until the next block is known after all owners were foretold anew, without the telling itself."""
+        self.tell(shift)
+        began = time.perf_counter()
+        self.keeper.device.order.first(time.monotonic())
+        return time.perf_counter() - began
+
+
+def blocks(count: int, reps: int) -> dict[str, Any]:
+    """Microseconds for each block allocated, and milliseconds for a re-rank."""
+    pools = {"stock": Pool(count, None)} | {f"{owners} owners": Pool(count, owners) for owners in OWNERS}
+    told: dict[str, Any] = {}
+    for size in (1, REQUEST):
+        for name, pool in pools.items():
+            told[f"{name}, {size} at a time, us a block"] = _spread(partial(_allocating, pool, size), reps)
+    for name, pool in pools.items():
+        if pool.keeper is not None:
+            told[f"{name}, re-rank of all, ms"] = _spread(partial(_reranking, pool), reps)
+    return told
+
+
+def _allocating(pool: Pool, at_once: int) -> float:
+    steps = 64
+    spent = sum(pool.step(f"b{random.randrange(pool.owners)}", REQUEST, at_once) for _ in range(steps))
+    return 1e6 * spent / (steps * REQUEST)
+
+
+def _reranking(pool: Pool) -> float:
+    return 1000 * pool.rerank(random.randrange(997))
+
+
+def _spread(measure: Callable[[], float], reps: int) -> list[float]:
+    """The median, the least and the most."""
+    found = sorted(measure() for _ in range(reps))
+    return [round(one, 2) for one in (statistics.median(found), found[0], found[-1])]
+
+
+def throughput(hints: float, reps: int) -> dict[str, Any]:
+    """Seconds for the same calls: stock, the plug-in without hints, and with so many a second; the ratio to stock."""
+    variants = {"stock": (False, 0.0), "plug-in, no hints": (True, 0.0), f"plug-in, {hints:g} hints/s": (True, hints)}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for rep in range(reps):
+        for name in sorted(variants, key=lambda name: random.Random(f"{rep}{name}").random()):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                seconds[name].append(pool.apply(_played, variants[name]))
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    ratios = {
+        name: [mine / stock for mine, stock in zip(seconds[name], seconds["stock"], strict=True)] for name in seconds
+    }
+    return {
+        name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(statistics.mean(ratios[name]), 4),
+               "interval": _interval(ratios[name])}
+        for name in seconds
+    }  # fmt: skip
+
+
+def _interval(ratios: list[float]) -> list[float]:
+    """95 % of the mean, by Student's t."""
+    from bench.comparison import student
+
+    if len(ratios) < 2:
+        return []
+    half = student(len(ratios) - 1) * statistics.stdev(ratios) / len(ratios) ** 0.5
+    return [round(statistics.mean(ratios) - half, 4), round(statistics.mean(ratios) + half, 4)]
+
+
+def _played(plugin: bool, hints: float) -> float:
+    """Seconds for the calls on an engine in this process; twice, the first time to warm up."""
+    from bench.sequence.engine import prepare
+
+    prepare()
+    from vllm import LLM, SamplingParams
+
+    from server import embedded
+    from server.config import Settings
+
+    flags: dict[str, Any] = {}
+    if plugin:
+        flags = {"scheduler_cls": "kvcache.plugin.engine.WeftScheduler", "scheduling_policy": "priority"}
+    model = embedded.ensure(Settings.model_fields["home"].default)
+    engine = LLM(
+        model=str(model), dtype="bfloat16", enforce_eager=True, max_model_len=PROMPT + OUTPUT + BLOCK,
+        block_size=BLOCK, num_gpu_blocks_override=513, max_num_seqs=8, max_num_batched_tokens=1024, **flags,
+    ).llm_engine  # fmt: skip
+    core: Any = engine.engine_core.engine_core.scheduler
+    params = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True)
+    rng, told, spent = random.Random(3), 0, 0.0
+    for turn in range(2):
+        prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
+        began = time.perf_counter()
+        for number, prompt in enumerate(prompts):
+            owner = f"b{turn}x{number}.r" if plugin else None
+            engine.add_request(f"{turn}.{number}", {"prompt_token_ids": prompt}, params, session_id=owner)
+        while engine.has_unfinished_requests():
+            engine.step()
+            while hints and told < hints * (time.perf_counter() - began):
+                core(_message(told, turn))
+                told += MESSAGE
+        spent, told = time.perf_counter() - began, 0
+    return spent
+
+
+def _message(number: int, turn: int) -> dict[str, Any]:
+    actions = [
+        {"action_id": str(i), "action_type": "kv.retain", "action_version": 1,
+         "payload": {"owner": f"b{turn}x{(number + i) % CALLS}", "next_use": float((number + i) % 60)}}
+        for i in range(MESSAGE)
+    ]  # fmt: skip
+    return {"protocol_version": 1, "message_id": f"{turn}.{number}", "actions": actions}
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kvcost", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=50_000)
+    parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--hints", type=float, default=10_000)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    told = throughput(args.hints, args.reps) if args.throughput else blocks(args.blocks, args.reps)
+    for name, figures in told.items():
+        print(f"{name}: {figures}")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["python", "-m", "bench.kvcost", *sys.argv[1:]])
+        about = {"command": command, "revision": revision(), "machine": machine(), "versions": versions(), "told": told}
+        (args.out / "kvcost.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
