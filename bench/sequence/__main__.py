@@ -9,8 +9,8 @@ later prompt holds it.
 
 `weft` is the real core over the plug-in, told what `weft serve` knows of clients that send a session's id and a system
 prompt; with `weft-named` they name the run, too; with `weft-hinted` they declare templates and mark ends besides.
-`lru`, `saga` and `kvflow` are the plug-in with another policy, the last two with the hints of `weft-hinted`. `belady` and
-`unlimited` are reckoned from the blocks that the calls of the first mode asked for, `belady` with both tiers as one.
+`lru`, `saga` and `kvflow` are the plug-in with another policy, the last two with the hints of `weft-hinted`. `belady`
+and `unlimited` are reckoned from the blocks that the calls of the first mode asked for, with both tiers as one.
 """
 
 from __future__ import annotations
