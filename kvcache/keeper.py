@@ -24,6 +24,7 @@ class Keeper:
         self.ledger = Ledger()
         self.device: Tier[int] = Tier(policy, self.ledger, block)
         self.host: Tier[Key] = Tier(policy, self.ledger, block)
+        self._leaving: dict[str, None] = {}  # released while a step of theirs waits or runs
         self._strangers: OrderedDict[str, None] = OrderedDict()
 
     def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> int:
@@ -32,6 +33,7 @@ class Keeper:
         Returns its number.
         """
         self._strangers.pop(owner, None)
+        self._leaving.pop(owner, None)
         if owner != ANONYMOUS:
             self.policy.started(owner, now)
         step = self.ledger.began(owner, keys, now)
@@ -53,6 +55,9 @@ class Keeper:
         if owner != ANONYMOUS:
             self.policy.finished(owner, tokens, now)
         self.ledger.left(owner)
+        if owner in self._leaving and not self.ledger.runs(owner):
+            del self._leaving[owner]
+            self.released(owner, now)
         self._changed(owner, now)
         self.sweep()
 
@@ -71,7 +76,10 @@ class Keeper:
         return False
 
     def released(self, owner: str, now: float) -> bool:
-        """The owner's KV is dead. False where nothing of it is known here."""
+        """The owner's KV is dead; once its steps have left, if some wait or run. False where nothing is known of it."""
+        if self.ledger.runs(owner):
+            self._leaving[owner] = None
+            return True
         known = owner in self.ledger
         self.policy.released(owner, now)
         self.ledger.released(owner, now)

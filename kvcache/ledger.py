@@ -66,6 +66,10 @@ class Ledger:
     def __contains__(self, owner: str) -> bool:
         return owner in self._of or owner in self._running
 
+    def runs(self, owner: str) -> bool:
+        """Whether a step of the owner waits or runs."""
+        return owner in self._running
+
     def __iter__(self) -> Iterator[str]:
         """All owners with blocks."""
         return iter(self._of)

@@ -7,6 +7,7 @@ from math import frexp, ldexp
 from kvcache.policy import INFINITY, KNOWN, LEASED, UNTOLD, Foretold, Hint, Rank
 
 SOON = 1 / 64  # seconds; a next use that is nearer or has passed counts as this near, a shorter idle time as this long
+PATIENCE = 10.0  # seconds by which a foretold use may be overdue, or as long as it was foretold ahead if that is more
 IDLE, AHEAD = 4, 32  # bins to each doubling, of the time since the last use and of that to the next
 
 
@@ -38,8 +39,11 @@ def _index(hint: Hint, now: float) -> tuple[float | None, float]:
     """The index in 1/s, None where nothing is foretold, and the time before which it holds."""
     if hint.next_use is not None:
         ahead = hint.next_use - now
-        if ahead <= SOON or ahead == INFINITY:
-            return 1 / max(ahead, SOON), INFINITY
+        if ahead <= SOON:
+            lapses = hint.next_use + max(PATIENCE, hint.next_use - hint.since)
+            return (1 / SOON, lapses) if now < lapses else (None, INFINITY)
+        if ahead == INFINITY:
+            return 0.0, INFINITY
         low, high = _bin(ahead, AHEAD)
         return 2 / (low + high), hint.next_use - low
     if hint.gap is not None:

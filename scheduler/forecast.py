@@ -49,6 +49,15 @@ class Forecast:
         """The run makes no further call."""
         return self._foretold(self._forget(run))
 
+    def dropped(self, key: Key) -> None:
+        """The owner's KV there is dead: nothing is foretold of it."""
+        for run in self._uses.pop(key, {}):
+            del self._keys[run][key]
+            self._count -= 1
+            if not self._keys[run]:
+                del self._keys[run]
+        self._soon.pop(key, None)
+
     def lapsed(self, now: float) -> dict[Key, float | None]:
         """Forget what is overdue for too long."""
         changed: dict[Key, None] = {}

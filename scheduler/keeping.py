@@ -66,7 +66,9 @@ class Keeping:
         """What a branch holds is dead."""
         names = workers if workers is not None else [name for name, _ in branch.session.seats.values()]
         self._waiting.pop(branch, None)
+        self._branches.pop(branch.id, None)
         for name in names:
+            self.forecast.dropped((name, branch.id))
             if (worker := self._advised(name)) is not None:
                 self._dead[worker.id, branch.id] = None
                 worker.residency.dropped(branch.id)
@@ -104,7 +106,8 @@ class Keeping:
         worker = self._advised(step.decision.worker if step.decision else "")
         if worker is None or not worker.fetches:
             return []
-        waits = self._owners(step.session.workflow, worker, now)
+        roles, branches = self._owners(step.session.workflow, worker, now)
+        waits = roles | {branch.id: wait for branch, wait in branches.items()}
         soon = sorted((wait, owner) for owner, wait in waits.items() if 0 < wait <= HORIZON)
         return [Prefetch(worker.id, owner, wait) for wait, owner in soon[:FETCHES]]
 
@@ -133,27 +136,25 @@ class Keeping:
         for name, workflow in self._moved:
             worker = self._advised(name)
             if worker is not None and workflow not in self._over:
-                waits = self._owners(workflow, worker, now)
+                roles, branches = self._owners(workflow, worker, now)
+                self._branches |= {branch.id: branch for branch in branches}
+                waits = roles | {branch.id: wait for branch, wait in branches.items()}
                 changed |= self.forecast.moved(_name(workflow), name, waits, now)
         self._over, self._moved = {}, {}
         return changed | self.forecast.lapsed(now)
 
-    def _owners(self, workflow: Workflow, worker: Worker, now: float) -> dict[str, float]:
-        """Seconds until the owners of a run on a worker run, as far as its graph says."""
+    def _owners(self, workflow: Workflow, worker: Worker, now: float) -> tuple[dict[str, float], dict[Branch, float]]:
+        """Seconds until the roles and the branches of a run on a worker run, as far as its graph says."""
         if not self._knowledge.several_roles(workflow):
-            return {}  # of a single role, its sessions' gaps say more
+            return {}, {}  # of a single role, its sessions' gaps say more
         waits = {role: wait for role, wait in self._knowledge.next_uses(workflow, now).items() if wait < NEVER}
-        owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
+        roles = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         idle: dict[str, list[Session]] = {}
         for session in islice(reversed(workflow.sessions.values()), SESSIONS):
             if session.role in waits and not session.running and worker.seat in session.seats.values():
                 idle.setdefault(session.role or "", []).append(session)
-        for role, sessions in idle.items():
-            branch = latest(sessions[0]) if len(sessions) == 1 else None  # of several nobody knows which
-            if branch is not None and waits[role] > 0:
-                owners[branch.id] = waits[role]
-                self._branches[branch.id] = branch
-        return owners
+        only = [(role, latest(sessions[0])) for role, sessions in idle.items() if len(sessions) == 1]
+        return roles, {branch: waits[role] for role, branch in only if branch is not None and waits[role] > 0}
 
     def _hint(self, owner: str, at: float | None, now: float) -> Hint:
         if at is not None:

@@ -172,6 +172,8 @@ class Scheduler:
         followable = step.session.named or step.session.workflow.named or step.link
         if not followable or step.session.ended:
             self._leave(step.session)
+        if step.session.ended and not step.session.running:
+            self.keeping.dead(step.session)
 
     def _leave(self, session: g.Session) -> None:
         """The session counts for no worker until its next step."""
@@ -202,9 +204,7 @@ class Scheduler:
         if step.decision is not None:
             usage = step.usage
             self.workers[step.decision.worker].residency.guessed(step.branch.id, usage.prompt + usage.output)
-        if step.session.ended and not step.session.running:
-            self.keeping.dead(step.session)
-        else:
+        if not step.session.ended or step.session.running:
             self.keeping.ended(step)
         return [*self.keeping.returns(step)]
 

@@ -104,6 +104,7 @@ class _Line:
             endpoint = self._core.endpoints.get(self._worker)
             if endpoint is None or not endpoint.advised:
                 self._pending.clear()
+                self._seen = -1  # the core has forgotten what it held
                 await asyncio.sleep(PERIOD_SECONDS)
                 continue
             if endpoint.incarnation != self._incarnation:
@@ -130,12 +131,13 @@ class _Line:
         batch = [self._pending.popitem(last=False)[1] for _ in range(min(MOST_AT_ONCE, len(self._pending)))]
         now = self._asked = self._core.now()
         number = next(self._numbers)
-        message = {
+        message: dict[str, Any] = {
             "protocol_version": VERSION,
             "message_id": f"{self._core.id}-{self._worker}-{number}"[-128:],
             "actions": [action(f"{number}.{place}", advice, now) for place, advice in enumerate(batch)],
-            "residency": {"seen": self._seen},
         }
+        if endpoint.abilities.get("residency"):
+            message["residency"] = {"seen": self._seen}
         answer = await self._send(endpoint, message)
         counts = self._control.counts
         if answer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ CONNECTOR = {
 }  # fmt: skip
 GIB = 1 << 30
 SHARE = 4  # of the memory that is left, the part that the host tiers of a machine take if nobody says more
+SHARED = 0.8  # and at most so much of what shared memory has left
 
 _WORLD = {
     "--tensor-parallel-size": "-tp",
@@ -57,10 +59,13 @@ def check_args(args: Sequence[str]) -> None:
             raise ConfigError(f"vllm_args: {flag} is set by Weft; leave it out")
 
 
-def world_size(args: Sequence[str]) -> int:
-    """GPUs that one worker spans: tensor x pipeline x data parallel. Raises ConfigError on what is no number."""
+def world_size(args: Sequence[str], *flags: str) -> int:
+    """GPUs that one worker spans: tensor x pipeline x data parallel, or by just these flags. Raises ConfigError on what
+    is no number."""
     size = 1
     for long, short in _WORLD.items():
+        if flags and long not in flags:
+            continue
         for index, arg in enumerate(args):
             name, equals, inline = arg.partition("=")
             if name.replace("_", "-") not in (long, short):
@@ -70,6 +75,14 @@ def world_size(args: Sequence[str]) -> int:
                 raise ConfigError(f"vllm_args: {long} needs a number, not {value!r}")
             size *= int(value)
     return size
+
+
+def host_tier(spec: EngineSpec, workers: int) -> float:
+    """GiB of host tier for each engine of the worker, of so many on this machine: data-parallel ones share its part."""
+    total = spec.host_tier
+    if total is None:
+        total = sensible_tier(installed(), spec.args, {**os.environ, **dict(spec.env)}, workers)
+    return total / world_size(spec.args, "--data-parallel-size")
 
 
 def installed() -> str | None:
@@ -116,9 +129,18 @@ def plugin_args(args: Sequence[str], host_tier: float, link_gbps: float = 0.0) -
     return flags
 
 
-def sensible_tier(build: str | None, workers: int) -> float:
-    """GiB of host tier for one of so many workers on this machine; 0 on the CPU backend, whose KV lies there anyway."""
-    return memory_left() / GIB / SHARE / max(1, workers) if build == "gpu" else 0.0
+def sensible_tier(build: str | None, args: Sequence[str], env: Mapping[str, str], workers: int) -> float:
+    """GiB of host tier for each engine of a worker, of so many on this machine, where nobody said more.
+
+    0 on the CPU backend, whose KV lies in host memory anyway, and where vLLM would refuse a connector, or has no use.
+    """
+    if build != "gpu" or given(args, "--no-enable-prefix-caching", "--use-replayssm"):
+        return 0.0
+    if "expandable_segments:true" in env.get("PYTORCH_CUDA_ALLOC_CONF", "").lower().replace(" ", ""):
+        return 0.0
+    # vLLM's tier lies in shared memory, which containers have little of unless they are given more.
+    left = min(memory_left() / SHARE, SHARED * shutil.disk_usage("/dev/shm").free)  # noqa: S108
+    return left / GIB / max(1, workers)
 
 
 def memory_left() -> int:
@@ -139,18 +161,16 @@ def _proc_bytes(name: str) -> int:
     return 0
 
 
-def command(spec: EngineSpec, host: str, port: int, workers: int = 1) -> list[str]:
-    """The server's command line, on a machine with so many workers. The user's flags come last: of two, theirs wins."""
+def command(spec: EngineSpec, host: str, port: int, tier: float = 0.0) -> list[str]:
+    """The server's command line, with `tier` GiB for each of its engines. The user's flags come last: theirs win."""
     if spec.command:
         return [*spec.command, "--host", host, "--port", str(port)]
     # The CPU wheel's `vllm serve` looks for a distribution named vllm and does not find it.
     cpu = ("vllm.entrypoints.openai.api_server", "--model", spec.model)
     gpu = ("vllm.entrypoints.cli.main", "serve", spec.model)
-    build = installed()
-    tier = spec.host_tier if spec.host_tier is not None else sensible_tier(build, workers)
     return [
         *(sys.executable, "-P", "-m"),  # -P: no folder of the user's may shadow a module
-        *(cpu if build == "cpu" else gpu),
+        *(cpu if installed() == "cpu" else gpu),
         *("--host", host),
         *("--port", str(port)),
         *("--middleware", "kvcache.plugin.guard.RequireKey"),

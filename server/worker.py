@@ -29,7 +29,8 @@ RESTART_PAUSE_SECONDS = 5.0
 class WorkerActor:
     """Runs on the node that Ray chose. When the server dies the actor exits, so that Ray restarts both.
 
-    A server that dies before it ever answered is not restarted: its flags are wrong, and `info` says what it said.
+    A server that dies before it ever answered is not restarted: its flags are wrong, and `info` says what it said. But
+    one with a host tier that nobody asked for is started once more without.
     """
 
     def __init__(self, spec: EngineSpec, home: str, host: str | None, cpu_share: int, workers: int) -> None:
@@ -43,7 +44,14 @@ class WorkerActor:
         self.directory = Path(home) / spec.name
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / "vllm.log"
-        command = engine.command(spec, host, self.port, workers)
+        self._cpu_share = cpu_share
+        self._tier = engine.host_tier(spec, workers)
+        self._start()
+        threading.Thread(target=self._wait, daemon=True).start()
+        threading.Thread(target=self._await_ready, daemon=True).start()
+
+    def _start(self) -> None:
+        command = engine.command(self.spec, self.host, self.port, self._tier)
         if self.log.exists():
             self.log.replace(self.directory / "vllm.log.1")
         with self.log.open("wb") as log:
@@ -53,12 +61,10 @@ class WorkerActor:
                 stdin=subprocess.PIPE,  # closes when we die, however we die
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=engine.environment(spec, self.api_key, cpu_share),
+                env=engine.environment(self.spec, self.api_key, self._cpu_share),
                 cwd=self.directory,
                 start_new_session=True,
             )
-        threading.Thread(target=self._wait, daemon=True).start()
-        threading.Thread(target=self._await_ready, daemon=True).start()
 
     def info(self) -> dict[str, Any]:
         """Where the server is and how it does: `starting`, `ready`, `failed` (with the end of its log) or `stopped`."""
@@ -85,6 +91,11 @@ class WorkerActor:
     def _wait(self) -> None:
         self.server.wait()
         self._kill()
+        if self.state == "starting" and self._tier and self.spec.host_tier is None:
+            self._tier = 0.0  # nobody asked for one, and some models start with none
+            self._start()
+            self.server.wait()
+            self._kill()
         if self.state == "ready":
             os._exit(1)
         if self.state == "starting" and self.restarted:

@@ -15,6 +15,8 @@ from scheduler.template import Template
 from server.control import action
 
 MODEL = "model"
+HINTED = ("weft-hinted", "saga", "kvflow")
+NAMED, LYING = "weft-named", "lying"
 
 
 class Clock:
@@ -26,9 +28,10 @@ class Clock:
 class Brain:
     """The real core, as `weft serve` drives it, over the one engine."""
 
-    def __init__(self, engine: Any, hinted: bool, named: bool, clock: Clock, tier_tokens: int) -> None:
+    def __init__(self, engine: Any, mode: str, clock: Clock, tier_tokens: int) -> None:
         self.scheduler, self._engine, self._clock = Scheduler(), engine, clock
-        self._hinted, self._named = hinted, named
+        self._hinted, self._named, self._lies = mode in HINTED, mode == NAMED, mode == LYING
+        self._told: dict[str, float] = {}
         abilities = engine({"ask": "abilities"})
         if not abilities["eviction"]:
             raise RuntimeError(f"the plug-in does not keep the KV: {abilities}")
@@ -87,6 +90,22 @@ class Brain:
         if advice := [one for one in actions if isinstance(one, Advice)]:
             self._messages += 1
             told = [action(str(place), one, self._clock.now) for place, one in enumerate(advice)]
+            if self._lies:
+                told = self._lied(told)
             message = {"protocol_version": 1, "message_id": str(self._messages), "actions": told}
             self._engine(message | {"residency": {"seen": -1}})
         return actions
+
+    def _lied(self, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Who has just been used is never needed again or dead, who was used longest ago at once."""
+        for one in told:
+            owner = one["payload"]["owner"]
+            self._told.pop(owner, None)
+            self._told[owner] = self._clock.now
+        lies = []
+        for place, owner in enumerate(self._told):
+            lie = {"owner": owner, "next_use": 10.0 * place}
+            lies.append({"action_id": owner, "action_type": "kv.retain", "action_version": 1, "payload": lie})
+        last = next(reversed(self._told))
+        dead = {"action_id": "dead", "action_type": "kv.release", "action_version": 1, "payload": {"owner": last}}
+        return [*lies, dead]

@@ -12,7 +12,7 @@ from typing import Any
 from bench import runners
 from bench.cells import Cell
 from bench.sequence.calls import Tokens, order
-from bench.sequence.core import Brain, Clock
+from bench.sequence.core import LYING, NAMED, Brain, Clock
 from bench.simulation.profile import CPU
 from bench.workloads.runs import Call, Run, Workload
 from scheduler.events import Usage
@@ -22,10 +22,9 @@ from server.engine import GIB, plugin_args
 
 BLOCK = 32
 POLICIES = {
-    "lru": "lru", "weft": "retention", "weft-named": "retention", "weft-hinted": "retention", "saga": "saga",
-    "kvflow": "kvflow",
+    "lru": "lru", "weft": "retention", NAMED: "retention", "weft-hinted": "retention", "saga": "saga",
+    "kvflow": "kvflow", LYING: "retention",
 }  # fmt: skip
-HINTED = ("weft-hinted", "saga", "kvflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +75,7 @@ def play(setting: Setting) -> tuple[Figures, int]:
     core: Any = engine.engine_core.engine_core.scheduler
     brain = None
     if setting.mode in POLICIES:
-        brain = Brain(
-            core, setting.mode in HINTED, setting.mode == "weft-named", clock, int(setting.tier * blocks * BLOCK)
-        )
+        brain = Brain(core, setting.mode, clock, int(setting.tier * blocks * BLOCK))
     figures, tokens = Figures(), Tokens(engine.model_config.get_vocab_size())
     left: dict[str, int] = {}
     began, calls = time.perf_counter(), order(workload, setting.live, setting.runs)

@@ -5,10 +5,12 @@ core gives their owners, and its messages come in through vLLM's own utility cal
 (`kvcache.plugin.control`). `--additional-config` takes `weft_policy` (retention) and `weft_guard` (true), for
 benchmarks: with false, the policy is not compared with LRU.
 
-The base is vLLM's asynchronous scheduler, which is right with synchronous scheduling, too. With steps in flight a
-request may end one step before its last blocks are free, or be preempted while its tokens are on their way; the hooks
-hold, since a block has a hash only once its tokens are final, placeholders and drafts never do, and what a step leaves
-is read where vLLM takes it from the request. A block on its way back is in use for the queue until it is there.
+The base is vLLM's asynchronous scheduler; where vLLM schedules synchronously (on the CPU, or pipeline parallelism on
+its old model runner) what that adds is left out: a placeholder lets a step go on whose token is still on its way. With
+steps in flight a request may end one step before its last blocks are free, or be preempted while its tokens are on
+their way; the hooks hold, since a block has a hash only once its tokens are final, placeholders and drafts never do,
+and what a step leaves is read where vLLM takes it from the request. A block on its way back is in use for the queue
+until it is there.
 
 What is put in has passed a self-test. Where a seam of vLLM is not what it was, or ours fails later on, the engine does
 as vLLM does and says so: `{"ask": "abilities"}` is answered with
@@ -27,6 +29,7 @@ from typing import Any
 import vllm
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from kvcache.hints import Hints
@@ -91,6 +94,17 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             self._safely(self._admitted, output)
         return output
+
+    def _update_after_schedule(self, *args: Any, **kwargs: Any) -> None:
+        self._base._update_after_schedule(self, *args, **kwargs)
+
+    def _update_request_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        return self._base._update_request_with_output(self, *args, **kwargs)
+
+    @property
+    def _base(self) -> Any:
+        """The scheduler of vLLM that would run if ours did not."""
+        return AsyncScheduler if self.scheduler_config.async_scheduling else Scheduler
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Forget all cached KV. False where some is in use, or a connector cannot."""
@@ -187,7 +201,11 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         self._steps = Steps(keeper, queue, group, self._guard, 1 + keeper.block * self.use_eagle_block_drop)
         self.abilities |= {"order": "order" not in missing, "block": keeper.block}
         if queue is not None:
-            self.abilities |= {"eviction": True, "residency": True, "guard": self._guard is not None}
+            # One of several data-parallel engines answers for all.
+            alone = self.parallel_config.data_parallel_size == 1
+            self.abilities |= {"eviction": True, "residency": alone, "guard": self._guard is not None}
+            if not alone:
+                self._lacks("residency", "the server has several data-parallel engines")
             pool.free_block_queue = self._queue = queue
             logger.info("Weft keeps the KV blocks: %d of %d tokens", pool.num_gpu_blocks, keeper.block)
 

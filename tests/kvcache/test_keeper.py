@@ -98,3 +98,22 @@ def test_what_is_emptied_is_reported_empty(keeper: Keeper) -> None:
     keeper.residency()
     keeper.cleared(DEVICE)
     assert keeper.residency() == {"a": (0, 0)}
+
+
+def test_what_is_released_while_a_step_waits_is_dead_when_that_has_left_unless_another_has_come() -> None:
+    for another in (False, True):
+        keeper = Keeper(Retention(), 16)
+        keeper.began("a", None, 0.0)
+        keeper.wrote("a", None, ("x",), 0.0)
+        keeper.ledger.gained("x", DEVICE)
+        keeper.left("a", 16, 0.0)
+        number = keeper.began("a", ("x",), 1.0)
+        assert keeper.released("a", 1.0)
+        assert keeper.held("a") == (16, 0), "its step will find it"
+        if another:
+            keeper.began("a", ("x",), 2.0)
+        keeper.wrote("a", None, ("x",), 3.0, number)
+        keeper.left("a", 16, 3.0)
+        if another:
+            keeper.left("a", 16, 4.0)
+        assert keeper.held("a") == ((16, 0) if another else (0, 0))

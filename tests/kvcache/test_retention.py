@@ -23,10 +23,14 @@ class Steady:
         return self.height
 
 
-def worth(hint: Hint, now: float) -> float:
+def rank_of(hint: Hint, now: float) -> tuple[int, float]:
     policy = Retention()
     policy.told("a", hint, hint.since)
-    return policy.rank(Run("a"), now)[1]
+    return policy.rank(Run("a"), now)
+
+
+def worth(hint: Hint, now: float) -> float:
+    return rank_of(hint, now)[1]
 
 
 def test_dead_then_unknown_then_unleased_by_index_then_leased_by_index() -> None:
@@ -95,7 +99,7 @@ def test_a_foretold_next_use_is_worth_one_over_the_seconds_to_it(ahead: float, n
 
 def test_a_next_use_counts_before_the_gap_and_one_that_has_passed_as_just_ahead() -> None:
     assert worth(Hint(since=0, gap=Steady(5), next_use=10), 0) == pytest.approx(0.1, rel=1 / 32)
-    assert worth(Hint(since=0, next_use=10), 10) == worth(Hint(since=0, next_use=10), 99) == 1 / SOON
+    assert worth(Hint(since=0, next_use=10), 10) == worth(Hint(since=0, next_use=10), 19) == 1 / SOON
     assert worth(Hint(since=0, next_use=float("inf")), 5) == 0
 
 
@@ -125,3 +129,10 @@ def test_a_hint_of_which_nothing_is_read_leaves_the_owner_to_lru() -> None:
     policy = Retention()
     policy.told("a", Hint(since=0, steps=1, hold=5, reuse=1), 0)
     assert policy.rank(Run("a", 3), 4) == Policy().rank(Run("a", 3), 4)
+
+
+def test_a_next_use_that_is_long_overdue_is_not_believed_any_more() -> None:
+    assert worth(Hint(since=0, next_use=5), 14.9) == 1 / SOON
+    assert rank_of(Hint(since=0, next_use=5), 15.1)[0] == UNKNOWN
+    assert worth(Hint(since=0, next_use=50), 99.9) == 1 / SOON
+    assert rank_of(Hint(since=0, next_use=50), 100.1)[0] == UNKNOWN

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -20,6 +23,7 @@ from server import engine
 from server.config import ConfigError
 from server.engine import EngineSpec
 from server.ray_fleet import NAMESPACE, RayFleet, end_workers, list_workers
+from server.worker import WorkerActor
 from tests.engine.conftest import wait_for
 
 SERVER = (sys.executable, "-P", "-m", "bench.upstream")
@@ -148,10 +152,78 @@ def test_a_server_that_cannot_start_is_not_started_again_and_says_why(cluster: N
 def test_the_command_keeps_the_users_flags_last_and_a_foreign_kv_transfer_config_whole() -> None:
     transfer = '{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}'
     spec = EngineSpec("m-0", "m", "org/model", args=("--kv-transfer-config", transfer, "--max-model-len", "9"))
-    command = engine.command(spec, "127.0.0.1", 1234)
+    command = engine.command(spec, "127.0.0.1", 1234, tier=4.0)
     assert command[-4:] == ["--kv-transfer-config", transfer, "--max-model-len", "9"]
     assert command.count("--kv-transfer-config") == 1
     assert engine.environment(spec, "secret", 1)["VLLM_API_KEY"] == "secret"
+
+
+def flag(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_what_a_worker_on_a_gpu_is_started_with_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "installed", lambda: "gpu")
+    spec = EngineSpec("m-0", "m", "org/model", args=("--data-parallel-size", "2"), host_tier=8.0)
+    assert engine.host_tier(spec, 3) == 4.0, "data-parallel engines share it"
+    command = engine.command(spec, "127.0.0.1", 1234, 4.0)
+    module, _, name = flag(command, "--scheduler-cls").rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    assert flag(command, "--scheduling-policy") == "priority"
+    module, _, name = flag(command, "--middleware").rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    told = json.loads(flag(command, "--kv-transfer-config"))
+    extra = told["kv_connector_extra_config"]
+    assert extra["cpu_bytes_to_use"] == 4 << 30
+    assert hasattr(importlib.import_module(told["kv_connector_module_path"]), told["kv_connector"])
+    assert hasattr(importlib.import_module(extra["spec_module_path"]), extra["spec_name"])
+    assert "--kv-transfer-config" not in engine.command(spec, "127.0.0.1", 1234, 0.0)
+
+
+def test_a_tier_that_nobody_asked_for_fits_the_machine_and_stays_out_of_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tier(*args: str, build: str = "gpu", shm: float = 1e12, **env: str) -> float:
+        monkeypatch.setattr(engine, "installed", lambda: build)
+        monkeypatch.setattr(engine.shutil, "disk_usage", lambda path: SimpleNamespace(free=shm))
+        monkeypatch.setattr(engine, "memory_left", lambda: 64 << 30)
+        return engine.host_tier(EngineSpec("m-0", "m", "m", args, tuple(env.items()), host_tier=None), 2)
+
+    assert tier() == 8.0, "a quarter, over two workers"
+    assert tier(shm=10 * (1 << 30)) == 4.0
+    assert tier(build="cpu") == 0.0
+    assert tier("--no-enable-prefix-caching") == 0.0
+    assert tier(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True") == 0.0
+
+
+def test_what_memory_is_left_is_no_more_than_the_machine_has() -> None:
+    assert 0 < engine.memory_left() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_worker_that_dies_of_a_tier_nobody_asked_for_starts_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server is a script that dies at the first start."""
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\nseen = Path(sys.argv[1])\n"
+        "if not seen.exists():\n    seen.touch()\n    sys.exit('no tier for this model')\n"
+        "os.execv(sys.executable, [sys.executable, '-P', '-m', 'bench.upstream', *sys.argv[2:]])\n"
+    )
+    monkeypatch.setattr(engine, "host_tier", lambda spec, workers: 1.0)
+    first = SimpleNamespace(was_current_actor_reconstructed=False)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: first)
+    command = (sys.executable, str(script), str(tmp_path / "seen"))
+    made = WorkerActor(
+        EngineSpec("one-0", "one", "fake", command=command, host_tier=None), str(tmp_path), "127.0.0.1", 1, 1
+    )
+    try:
+        wait_for(lambda: made.state != "starting", 60)
+        assert made.state == "ready"
+        assert made._tier == 0.0
+        assert "no tier for this model" in made.log.with_suffix(".log.1").read_text()
+    finally:
+        made.stop()
 
 
 async def test_the_workers_guard_asks_for_the_key_everywhere_but_at_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,10 @@ class Played:
 
     def __init__(
         self, blocks: int = 16, specs: Sequence[KVCacheSpec] = (), hash_block: int | None = None,
-        kind: type[Any] = WeftScheduler, **arguments: Any,
+        kind: type[Any] = WeftScheduler, asynchronous: bool = True, **arguments: Any,
     ) -> None:  # fmt: skip
         settings = config(**arguments)
+        settings.scheduler_config.async_scheduling = asynchronous
         settings.cache_config.num_gpu_blocks = blocks + 1
         specs = specs or (full(),)
         groups = [KVCacheGroupSpec([f"layer {place}"], spec) for place, spec in enumerate(specs)]

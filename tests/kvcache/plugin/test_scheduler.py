@@ -10,9 +10,11 @@ import torch
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import MambaSpec, SlidingWindowSpec
 from vllm.v1.request import RequestStatus
 
+from kvcache.plugin.engine import WeftScheduler
 from kvcache.plugin.free_queue import OwnerQueue, key_of
 from kvcache.shadow import Guarded
 from tests.kvcache.plugin.schedulers import BLOCK, Played, full
@@ -265,3 +267,14 @@ def test_hints_that_lose_to_lru_lose_their_weight_and_blocks_are_ranked_anew() -
     assert gauges["guard_weight"] < 1
     assert gauges["guard_lru_hits_total"] > gauges["guard_hits_total"]
     assert sum(played.found[str(number)] for number in range(20, 40)) > 0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_with_steps_in_flight_it_schedules_what_vllm_would(asynchronous: bool) -> None:
+    """Synchronously nothing of a request whose token is still on its way, as pipeline parallelism relies on."""
+    told = []
+    for kind in (AsyncScheduler if asynchronous else Scheduler, WeftScheduler):
+        played = Played(asynchronous=asynchronous, kind=kind)
+        played.ask("a", text(7, 1))
+        told.append([dict(played.scheduler.schedule().num_scheduled_tokens) for _ in range(2)])
+    assert told[0] == told[1] == [{"a": BLOCK + 1}, {"a": 1} if asynchronous else {}]
