@@ -151,7 +151,8 @@ class Keeping:
         roles = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         idle: dict[str, list[Session]] = {}
         for session in islice(reversed(workflow.sessions.values()), SESSIONS):
-            if session.role in waits and not session.running and worker.seat in session.seats.values():
+            rests = session.role in waits and not session.running and not session.ended
+            if rests and worker.seat in session.seats.values():
                 idle.setdefault(session.role or "", []).append(session)
         only = [(role, latest(sessions[0])) for role, sessions in idle.items() if len(sessions) == 1]
         return roles, {branch: waits[role] for role, branch in only if branch is not None and waits[role] > 0}

@@ -282,3 +282,28 @@ def test_nothing_of_keeping_outlives_the_runs(monkeypatch: pytest.MonkeyPatch) -
     assert not keeping._dead
     assert not keeping._moved
     assert not keeping.forecast._uses
+
+
+def test_what_is_dead_is_not_spoken_of_again_when_its_foretold_use_lapses() -> None:
+    core = Core()
+    branches = core.round("run")
+    core.stage("run", "plan", 100.0, ("check",))
+    assert branches["work"] in retained(core.told(100.0))
+    last = core.arrive("run", "work", 101.0, role="work", template="stages", final=True)
+    core.finish(last, 102.0)
+    assert ("w0", branches["work"]) in released(core.told(102.1))
+    for now in (110.0, 130.0, 400.0):
+        assert branches["work"] not in retained(core.told(now))
+
+
+def test_looking_ahead_keeps_hold_of_nothing() -> None:
+    core = Core(host=10_000)
+    core.round("run")
+    sent = core.stage("run", "plan", 100.0, ("check",))
+    core.told(100.0)
+    core.scheduler.handle(FirstToken(sent.step), 101.0)
+    core.scheduler.handle(StepFailed(sent.step, "x", retryable=False), 102.0)
+    core.scheduler.handle(WorkflowFinished("t", "run"), 103.0)
+    core.told(103.1)
+    assert not core.scheduler.keeping._branches
+    assert not core.scheduler.keeping.forecast._uses
