@@ -8,9 +8,9 @@ it does. That is the `margin`: the blocks that the device may give up at once.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heappop, heappush, merge
 from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
@@ -19,12 +19,17 @@ from kvcache.ledger import Key, Span
 from kvcache.order import Order
 from kvcache.policy import DEAD, INFINITY, LEASED, Rank
 from kvcache.policy import Stack as Ranked
-from kvcache.tier import Name, Stack, Tier
 
 S = TypeVar("S", bound=Ranked)
 
 SWEPT = 256
 """Chunks that the device has, too, of which the best to give up are found at once."""
+
+TIED = 64
+"""Stacks of equal rank on the host of which the deepest chunk is found at once."""
+
+HOLDS = 0.1
+"""Seconds for which it holds that there is nothing to move, unless something changes."""
 
 WORTHLESS: Rank = (DEAD, INFINITY)
 PRICELESS: Rank = (LEASED + 1, 0.0)
@@ -105,17 +110,13 @@ def upcoming(order: Order[S], now: float) -> Iterator[S]:
             yield entry[4]
 
 
-def _stack_of(tier: Tier[Name], name: Name) -> Stack[Name] | None:
-    return tier._stacks.get(name)
-
-
 class _Chunks:
     """What the host gives up for blocks that come in the order of their ranks, the lowest first."""
 
     def __init__(self, free: int, costless: Iterator[tuple[Key, Rank]], lowest: Iterator[tuple[Key, Rank]]) -> None:
         self._free, self._costless, self._lowest = free, costless, lowest
         self._given: set[Key] = set()
-        self._low = next(lowest, None)
+        self._low: tuple[Key, Rank] | None = None
 
     def take(self, rank: Rank, most: int, dear: bool) -> list[Key | None]:
         """Places for blocks of this rank, at most so many: the chunk that goes for each, None where none must.
@@ -135,8 +136,11 @@ class _Chunks:
                 self._costless = iter(())
             elif name not in self._given:
                 return name
-        while dear and self._low is not None and self._low[1] < rank:
-            name, self._low = self._low[0], next(self._lowest, None)
+        while dear:
+            self._low = self._low or next(self._lowest, None)
+            if self._low is None or self._low[1] >= rank:
+                break
+            name, self._low = self._low[0], None
             if name not in self._given:
                 return name
         return None
@@ -151,20 +155,24 @@ class Joint:
     def __init__(self, keeper: Keeper, contents: Contents, margin: int, soon: int) -> None:
         self._keeper, self._contents, self._margin, self._soon = keeper, contents, margin, soon
         self._copies: OrderedDict[Key, None] = OrderedDict()
+        self._changes = 0
+        self._idle: tuple[Hashable, float] | None = None  # for what, and since when there has been nothing to move
 
     def copied(self, names: Iterable[Key]) -> None:
         """The device has what these host chunks hold, as far as is known."""
+        self._changes += 1
         for name in names:
             self._copies[name] = None
 
     def gone(self, name: Key) -> None:
         """The host has given this chunk up."""
+        self._changes += 1
         self._copies.pop(name, None)
 
     def freed(self, name: Key) -> float | None:
         """When the device's copy of a chunk was freed; None where there is none, or it is in use."""
         number = self._contents.block(name)
-        stack = None if number is None else _stack_of(self._keeper.device, number)
+        stack = None if number is None else self._keeper.device.stack(number)
         return None if stack is None else stack.freed
 
     def spare(self, count: int, protected: Collection[Key], now: float) -> list[Key] | None:
@@ -185,8 +193,17 @@ class Joint:
 
         That is a chunk without content, a dead one, a copy of what the device gives up later, or for the first `soon`
         blocks one of a lower rank. Of blocks freed together for which there are too few places, the first of their
-        prompt are saved: the others are of no use without them.
+        prompt are saved: the others are of no use without them. O(margin and its stacks) whatever the host holds, and
+        O(1) where nothing has changed since there was nothing to move.
         """
+        state = self._state(most)
+        if self._idle is not None and self._idle[0] == state and now < self._idle[1] + HOLDS:
+            return []
+        found = self._found(most, now)
+        self._idle = None if found else (self._state(most), now)
+        return found
+
+    def _found(self, most: int, now: float) -> list[Move]:
         found: list[Move] = []
         chunks = _Chunks(self._contents.vacant, self._costless(most, now), self._lowest(now))
         left = self._margin - self._contents.idle
@@ -194,10 +211,10 @@ class Joint:
             if left <= 0 or len(found) == most:
                 break
             if (rank := self._rank(stack, now))[0] > DEAD:
-                going = self._unsaved(islice(reversed(stack.blocks), left))
+                going = list(self._unsaved(islice(reversed(stack.blocks), left)))
                 places = chunks.take(rank, min(len(going), most - len(found)), left > self._margin - self._soon)
                 if len(places) < len(going):
-                    going = self._unsaved(stack.blocks)
+                    going = list(islice(self._unsaved(stack.blocks), len(places)))
                 found += (Move(*one, stack.freed, instead) for one, instead in zip(going, places, strict=False))
             left -= len(stack.blocks)
         return found
@@ -237,12 +254,12 @@ class Joint:
 
     def _lowest(self, now: float) -> Iterator[tuple[Key, Rank]]:
         """Chunks by rank, the lowest first; of equals the deepest first, since a chunk is of no use without the others
-        before it, and what of a prompt comes to the host comes in any order.
+        before it, and what of a prompt comes to the host comes in any order. O(log stacks) for each.
         """
         stacks = upcoming(self._keeper.host.order, now)
         for rank, equals in groupby(stacks, lambda stack: self._rank(stack, now)):
-            names = [name for stack in equals for name in reversed(stack.blocks)]
-            yield from ((name, rank) for name in sorted(names, key=self._contents.depth, reverse=True))
+            while some := [reversed(stack.blocks) for stack in islice(equals, TIED)]:
+                yield from ((name, rank) for name in merge(*some, key=self._contents.depth, reverse=True))
 
     def _dead(self, now: float) -> Iterator[Key]:
         for stack in upcoming(self._keeper.host.order, now):
@@ -253,14 +270,14 @@ class Joint:
     def _held(self, sought: int, now: float) -> list[tuple[Key, Rank]]:
         """Some of the chunks that the device has, too; those looked at come up again last."""
         host, device, found = self._keeper.host, self._keeper.device, []
-        for name in list(islice(self._copies, SWEPT + 4 * sought)):
+        for name in list(islice(self._copies, SWEPT + sought)):
             number = self._contents.block(name)
             if number is None or not self._contents.stored(name):
                 del self._copies[name]
                 continue
             self._copies.move_to_end(name)
             if name in host:
-                stack = _stack_of(device, number)
+                stack = device.stack(number)
                 found.append((name, PRICELESS if stack is None else self._rank(stack, now)))
         return sorted(found, key=lambda one: one[1], reverse=True)
 
@@ -275,10 +292,18 @@ class Joint:
                 return self._rank(stack, now)
         return PRICELESS
 
-    def _unsaved(self, numbers: Iterable[int]) -> list[tuple[int, Key]]:
+    def _unsaved(self, numbers: Iterable[int]) -> Iterator[tuple[int, Key]]:
         """Those of the device blocks that hold what the host has not."""
         named = ((number, self._contents.name(number)) for number in numbers)
-        return [(number, name) for number, name in named if name is not None and not self._contents.stored(name)]
+        return ((number, name) for number, name in named if name is not None and not self._contents.stored(name))
+
+    def _state(self, most: int) -> Hashable:
+        """While this is the same, the tiers hold the same, and nothing has been told of their owners."""
+        tiers = (
+            (len(t), t.order._added, t.order._now, len(t.order._stale))
+            for t in (self._keeper.device, self._keeper.host)
+        )
+        return most, self._changes, self._contents.idle, self._contents.vacant, *tiers
 
     def _rank(self, stack: Ranked, now: float) -> Rank:
         return self._keeper.policy.rank(stack, now)

@@ -102,13 +102,19 @@ class Tier(Generic[Name]):
         while len(taken) < count:
             stack = self.order.first(now)
             assert stack is not None, "more blocks than can be evicted"
-            for _ in range(min(count - len(taken), len(stack.blocks))):
-                name, (key, _) = stack.blocks.popitem()
-                del self._stacks[name]
-                self._unname(name, key)
-                taken.append((name, key))
-            if not stack.blocks:
-                self._drop(stack)
+            taken += self.pop(stack, min(count - len(taken), len(stack.blocks)))
+        return taken
+
+    def pop(self, stack: Stack[Name], count: int) -> list[tuple[Name, Key]]:
+        """Take the next blocks of a stack, which has as many."""
+        taken: list[tuple[Name, Key]] = []
+        for _ in range(count):
+            name, (key, _) = stack.blocks.popitem()
+            del self._stacks[name]
+            self._unname(name, key)
+            taken.append((name, key))
+        if not stack.blocks:
+            self._drop(stack)
         return taken
 
     def remove(self, name: Name) -> None:

@@ -12,6 +12,7 @@ configuration also `link_gbps` (gigabytes a second, for the CPU platform: 0, as 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -76,13 +77,13 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
     def detach(self) -> None:
         """The device's blocks are not ranked any more: the tier is vLLM's own from now on."""
         if self._saves is not None:
-            self.settle()
             self._saves.stop()
             self.scheduler.manager.policy.detach()
+            self.settle()
 
     def prefetch(self, owner: str, within: float) -> bool:
         """Have an owner's KV on the device in so many seconds. False where the host has nothing that is missing."""
-        return self._prefetches is not None and self._prefetches.wish(owner, within, time.monotonic())
+        return bool(self._safely(lambda prefetches: prefetches.wish(owner, within, time.monotonic())))
 
     def settle(self) -> None:
         """Hold no device block, as before the prefix cache is reset: prefetches end, and what they fetched is lost."""
@@ -90,13 +91,17 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             self._flush |= self._prefetches.give_back()
 
     def gauges(self) -> dict[str, float]:
-        """Totals in blocks since the start, but for `prefetch_dropped_total`, in owners, and what is held now."""
+        """Totals in blocks since the start, but for `prefetch_dropped_total`, in owners, and what is held now.
+
+        `host_ranked`: 1; 0 where ours has failed, and the tier is vLLM's own.
+        """
         saves, prefetches = self._saves, self._prefetches
         if saves is None or prefetches is None:
             return {}
         prefetches.count_lost()
         manager: HostManager = self.scheduler.manager
         return {
+            "host_ranked": float(manager.policy.joint is not None),
             "host_blocks": len(manager.policy.chunks),
             "host_stores_total": manager.policy.stored,
             "host_saves_total": saves.saved,
@@ -116,12 +121,12 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         super().on_new_request(request)
         if self._prefetches is not None:
             self._waiting.add(request.request_id)
-            self._prefetches.cancel(owners_of(request)[0])
+            self._safely(lambda prefetches: prefetches.cancel(owners_of(request)[0]))
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """What of a request's prompt the host has beyond what the device has, where that is worth loading."""
         found: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
-        if not found[0] or self._always or not self._rates.recomputes:
+        if not found[0] or self._always or not self._rates.leaves_out(request.request_id):
             return found
         self._skipped += found[0] // self._rates.block
         self.scheduler._req_status[request.request_id].max_load_tokens = 0
@@ -132,7 +137,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         super().update_state_after_alloc(request, blocks, num_external_tokens)
         if self._prefetches is not None:
             self._waiting.discard(request.request_id)
-            self._prefetches.count(blocks.blocks[0])
+            self._safely(lambda prefetches: prefetches.count(blocks.blocks[0]))
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended, or will not come to run."""
@@ -166,8 +171,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
                 self._rates.loaded(loads.bytes, loads.time)
             for ours in (self._saves, self._prefetches):
                 for job in [job for job in meta.completed_jobs if ours is not None and job in ours]:
-                    with self._lock():
-                        ours.done(job, meta.completed_jobs.pop(job))  # type: ignore[union-attr]
+                    self._done(ours, job, meta.completed_jobs.pop(job))
         super().update_connector_output(connector_output)
 
     def has_pending_push_work(self) -> bool:
@@ -189,14 +193,30 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         """Copies to the host and to the device that begin with this step; none from the first failure on."""
         saves, loads = Jobs(), Jobs()
         if self._saves is not None and self._prefetches is not None:
+            policy = self.scheduler.manager.policy
+            if policy.joint is None and self._saves.on:
+                self.detach()  # not in the step in which a copy began: its block may be freed only once workers know it
             try:
                 with self._lock():
-                    saves = self._saves.start(now)
-                    loads = self._prefetches.start(bool(self._saves), now)
+                    self._saves.start(saves, now)
+                    if policy.joint is not None:
+                        loads = self._prefetches.start(bool(self._saves), now)
             except Exception as why:
-                logger.warning("Weft's ranking of the host tier is off, vLLM goes on alone", exc_info=why)
-                self.detach()
+                policy.fail(why)
         return saves, loads
+
+    def _done(self, ours: Any, job: int, workers: int) -> None:
+        try:
+            with self._lock():
+                ours.done(job, workers)
+        except Exception as why:
+            self.scheduler.manager.policy.fail(why)
+
+    def _safely(self, does: Callable[[Prefetches], Any]) -> Any:
+        """What `does` returns; None where ours is off, or fails and is off from now on."""
+        if self._prefetches is None:
+            return None
+        return self.scheduler.manager.policy.safely(lambda _: does(self._prefetches))
 
     def _lock(self) -> AbstractContextManager[Any]:
         """That of vLLM's manager, which since 0.33 its callers hold."""

@@ -78,7 +78,8 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
     def __call__(self, message: Any) -> dict[str, Any]:
         """A message of the core, by vLLM's utility call "scheduler"."""
         if isinstance(message, dict) and message.get("ask") == "abilities":
-            return self.abilities
+            ranked = self._connected is None or self._connected.gauges().get("host_ranked", 1.0)
+            return self.abilities | ({} if ranked else {"prefetch": False})
         answer: dict[str, Any] | None = self._safely(self._answer, message)
         return stock(message) if answer is None else answer
 

@@ -187,7 +187,7 @@ class OwnerQueue:
             if stack is not self._giving:
                 self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
             self.evicted[self._class] += count
-            for number, _ in device.take(count, now):
+            for number, _ in device.pop(stack, count):
                 self._lose(number)
                 numbers.append(number)
         self._keeper.sweep()

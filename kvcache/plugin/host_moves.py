@@ -31,6 +31,9 @@ MOST_WISHES = 256
 LONGEST = 60.0
 """Seconds that a prefetch may wait for its turn."""
 
+PUT_OFF = 0.05
+"""Seconds for which a prefetch is not looked at again for which there was no room."""
+
 Jobs = dict[int, TransferJob]
 
 
@@ -54,7 +57,7 @@ class Saves:
         self._manager: HostManager = vllm.manager
         self._flights: dict[int, _Flight] = {}
         self.saved = 0
-        self._on = True
+        self.on = True
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -62,14 +65,13 @@ class Saves:
     def __contains__(self, job: int) -> bool:
         return job in self._flights
 
-    def start(self, now: float) -> Jobs:
-        """Copies to begin with this step."""
+    def start(self, jobs: Jobs, now: float) -> None:
+        """Copies to begin with this step, put into `jobs` one by one: what has begun goes on, whatever fails then."""
         room = self._margin - sum(len(one.names) for one in self._flights.values())
-        if room <= 0 or not self._on or not self._manager.unsaved:
-            return {}
+        if room <= 0 or not self.on or not self._manager.unsaved:
+            return
         self._manager.policy.settle()
-        moves = self._joint.moves(room, now)
-        jobs: Jobs = {}
+        moves = self._joint.moves(room, now) if self._manager.policy.joint is not None else []
         for start in range(0, len(moves), MOST_BLOCKS):
             part = moves[start : start + MOST_BLOCKS]
             context = ReqContext(req_id=PREFIX + "save")
@@ -86,7 +88,6 @@ class Saves:
                 self._vllm._block_id_to_pending_jobs.setdefault(number, set()).add(job)
             self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
             jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
-        return jobs
 
     def done(self, job: int, workers: int) -> None:
         """So many workers have done with it."""
@@ -96,20 +97,20 @@ class Saves:
             return
         del self._flights[job]
         self.saved += len(flight.names)
-        self._manager.complete_store(flight.names, flight.context)
         pending = self._vllm._block_id_to_pending_jobs
         for number in flight.numbers:
             if (jobs := pending.get(number)) is not None:
                 jobs.discard(job)
                 if not jobs:
                     del pending[number]
+        self._manager.complete_store(flight.names, flight.context)
 
     def _depth(self, number: int) -> int:
         return self._pool.blocks[number].block_hash_num_tokens or 0
 
     def stop(self) -> None:
         """Begin no more."""
-        self._on = False
+        self.on = False
 
     def forget(self) -> set[int]:
         """The host tier has been emptied: the jobs that were on their way, for vLLM to wait for."""
@@ -120,10 +121,11 @@ class Saves:
 
 @dataclass(slots=True)
 class _Wish:
-    """A prefetch: until when in seconds, and up to where in the owner's line all is on the device."""
+    """A prefetch: until when in seconds, up to where in the owner's line all is on the device, when to look again."""
 
     due: float
     at: int = 0
+    again: float = 0.0
 
 
 class Prefetches:
@@ -176,6 +178,8 @@ class Prefetches:
         while self._wishes:
             owner = min(self._wishes, key=lambda one: self._wishes[one].due)
             wish = self._wishes[owner]
+            if now < wish.again:
+                return {}
             missing = self._missing(owner, wish, MOST_BLOCKS)
             if not missing:
                 del self._wishes[owner]
@@ -183,6 +187,7 @@ class Prefetches:
             most = self._most(missing, wish, saving, now)
             if most <= 0:
                 if saving:
+                    wish.again = now + PUT_OFF
                     return {}
                 self.cancel(owner)
                 continue
@@ -196,15 +201,17 @@ class Prefetches:
         if flight.left > 0:
             return
         del self._flights[job]
-        self._manager.complete_load(flight.names, flight.context)
         self._vllm._chunks_being_loaded.difference_update(flight.names)
         known = self._pool.cached_block_hash_to_block
-        for block, name, end in zip(flight.blocks, flight.names, flight.ends, strict=False):
-            if known.get_one_block(name) is None:
-                self._pool._insert_block_hash(name, block, num_tokens=end)
-                self._fresh[block.block_id] = name
-        self.loaded += len(flight.blocks)
-        self._pool.free_blocks(reversed(flight.blocks))
+        try:
+            self._manager.complete_load(flight.names, flight.context)
+            for block, name, end in zip(flight.blocks, flight.names, flight.ends, strict=False):
+                if known.get_one_block(name) is None:
+                    self._pool._insert_block_hash(name, block, num_tokens=end)
+                    self._fresh[block.block_id] = name
+            self.loaded += len(flight.blocks)
+        finally:
+            self._pool.free_blocks(reversed(flight.blocks))
 
     def give_back(self) -> set[int]:
         """Hold no device block any more: the jobs on their way, for vLLM to wait for before the blocks are used."""

@@ -43,7 +43,8 @@ class _Use:
 class HostPolicy(LRUCachePolicy):  # type: ignore[misc]
     """vLLM's seam for the order in which chunks go. They are named by block hash and KV group.
 
-    `stored` counts the chunks that came, `evicted` those that were given up.
+    `stored` counts the chunks that came, `evicted` those that were given up. vLLM's own part of each step comes first;
+    where ours fails then, it is off from now on, and the failure goes no further.
     """
 
     def __init__(self, cache_capacity: int) -> None:
@@ -71,10 +72,27 @@ class HostPolicy(LRUCachePolicy):  # type: ignore[misc]
         """Be vLLM's LRU from now on."""
         if self.joint is not None:
             self.joint = None
-            self._keeper.cleared(HOST)
-            self._uses.clear()
-            self._unsettled.clear()
-            self.depths.clear()
+            self._forget()
+            try:
+                self._keeper.cleared(HOST)
+            except Exception as why:
+                logger.warning("Weft's ranking of the host tier ended badly", exc_info=why)
+
+    def fail(self, why: Exception) -> None:
+        """Something of ours failed: be vLLM's LRU from now on."""
+        if self.joint is not None:
+            logger.warning("Weft's ranking of the host tier is off, vLLM goes on alone", exc_info=why)
+            self.detach()
+
+    def safely(self, does: Callable[..., Any], *args: Any) -> Any:
+        """What `does` returns for the ranking of both tiers and `args`; None where ours is off, or fails."""
+        if self.joint is None:
+            return None
+        try:
+            return does(self.joint, *args)
+        except Exception as why:
+            self.fail(why)
+            return None
 
     @property
     def vacant(self) -> int:
@@ -85,40 +103,28 @@ class HostPolicy(LRUCachePolicy):  # type: ignore[misc]
         """A chunk is being stored: `owner`'s, or of what the ledger knows; `coming` says more."""
         super().insert(key, chunk)
         self.stored += 1
-        if self.joint is not None:
-            self._gain(key)
-            self.joint.copied((key,))
+        self.safely(self._inserted, key)
 
     def remove(self, key: bytes) -> None:
         """It is gone."""
         super().remove(key)
-        if self.joint is not None:
-            if key in self._keeper.host:
-                self._keeper.host.remove(key)
-            self._uses.pop(key, None)
-            self.depths.pop(key, None)
-            self.joint.gone(key)
-            self._keeper.ledger.lost(_hash(key), HOST)
+        self.safely(self._removed, key)
 
     def mark_evictable(self, key: bytes) -> None:
         """Nobody reads or writes it."""
         super().mark_evictable(key)
-        if self.joint is not None:
-            self._unsettle(self._uses[key])
+        self.safely(lambda _: self._unsettle(self._uses[key]))
 
     def mark_non_evictable(self, key: bytes) -> None:
         """Somebody reads it: on to the device."""
         super().mark_non_evictable(key)
-        if self.joint is not None:
-            if key in self._keeper.host:
-                self._keeper.host.remove(key)
-            self.joint.copied((key,))
+        self.safely(self._read, key)
 
     def touch(self, keys: Iterable[bytes], req_context: Any) -> None:
         """A request used these, from its start on."""
         keys = list(keys)
         super().touch(keys, req_context)
-        self._used(keys)
+        self.safely(self._used, keys)
 
     def on_request_finished(
         self, key_groups: Sequence[Sequence[bytes]], insertion_only_keys: set[bytes], reused_keys: set[bytes],
@@ -126,74 +132,105 @@ class HostPolicy(LRUCachePolicy):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         """A request has ended: it has used all of its line, also what it found on the device."""
         super().on_request_finished(key_groups, insertion_only_keys, reused_keys, req_context)
-        if self.joint is None:
-            return
-        request = self._request(req_context.req_id)
-        keys = [key for group in key_groups for key in group]
-        if request is not None and len(groups := {key[-GROUP_BYTES:] for key in keys} or {bytes(GROUP_BYTES)}) == 1:
-            group = groups.pop()
-            keys = [bytes(one) + group for one in request.block_hashes]
-        self._used(keys)
+        self.safely(self._ended, key_groups, req_context)
 
     def evict(self, n: int, protected: set[bytes]) -> list[tuple[bytes, Any]] | None:
         """Give up so many chunks; None where there are not so many."""
+        found = self.safely(self._chosen, n, protected) if n else None
         if self.joint is None or n == 0:
             return super().evict(n, protected)  # type: ignore[no-any-return]
-        try:
-            names: Any = self.going
-            if len(names) != n:
-                self.settle()
-                names = self.joint.spare(n, protected, self._clock())
-        except Exception as why:
-            logger.warning("Weft's ranking of the host tier is off, vLLM goes on alone", exc_info=why)
-            self.detach()
-            return super().evict(n, protected)  # type: ignore[no-any-return]
-        if names is None:
-            return None
-        chunks = [(name, self.chunks[name]) for name in names]
-        for name in names:
+        for name, _ in found or ():
             self.remove(name)
-        self.evicted += n
-        return chunks
+        self.evicted += len(found or ())
+        return found
 
     def clear(self) -> None:
         """Everything is gone."""
         gone = list(self.chunks)
         super().clear()
-        if self.joint is not None:
-            for key in gone:
-                self.joint.gone(key)
-            self._uses.clear()
-            self._unsettled.clear()
-            self.depths.clear()
-            self._keeper.cleared(HOST)
+        self.safely(self._cleared, gone)
 
     def settle(self) -> None:
         """Give the chunks that have been used their place in the order.
 
         One that was read or written when it was used comes to the place it would have had, among those used with it.
         """
+        self.safely(lambda _: self._settle())
+
+    def _settle(self) -> None:
         host, evictable, uses = self._keeper.host, self._evictable, self._uses
         unsettled, self._unsettled = self._unsettled, {}
         for use in sorted(unsettled, key=lambda use: use.seconds):
             use.names = [name for name in dict.fromkeys(use.names) if uses.get(name) is use]
-            free = [name for name in reversed(use.names) if name in evictable]
+            free = self._tails_first(name for name in reversed(use.names) if name in evictable)
             for name in free:
                 if name in host:
                     host.remove(name)
             host.put([(name, _hash(name)) for name in free], use.seconds)
+
+    def _tails_first(self, names: Iterable[bytes]) -> list[bytes]:
+        """Those of a span together, the deepest first: what is saved comes in another order than what was used."""
+        spans: dict[int, list[bytes]] = {}
+        for name in names:
+            spans.setdefault(id(self._keeper.ledger.span(_hash(name))), []).append(name)
+        deepest: Callable[[bytes], int] = self.depths.__getitem__
+        return [name for span in spans.values() for name in sorted(span, key=deepest, reverse=True)]
+
+    def _inserted(self, joint: Joint, key: bytes) -> None:
+        self._gain(key)
+        joint.copied((key,))
+
+    def _removed(self, joint: Joint, key: bytes) -> None:
+        if key in self._keeper.host:
+            self._keeper.host.remove(key)
+        self._uses.pop(key, None)
+        self.depths.pop(key, None)
+        joint.gone(key)
+        self._keeper.ledger.lost(_hash(key), HOST)
+
+    def _read(self, joint: Joint, key: bytes) -> None:
+        if key in self._keeper.host:
+            self._keeper.host.remove(key)
+        joint.copied((key,))
+
+    def _ended(self, joint: Joint, key_groups: Sequence[Sequence[bytes]], req_context: Any) -> None:
+        request = self._request(req_context.req_id)
+        keys = [key for group in key_groups for key in group]
+        if request is not None and len(groups := {key[-GROUP_BYTES:] for key in keys} or {bytes(GROUP_BYTES)}) == 1:
+            group = groups.pop()
+            keys = [bytes(one) + group for one in request.block_hashes]
+        self._used(joint, keys)
+
+    def _chosen(self, joint: Joint, n: int, protected: set[bytes]) -> list[tuple[bytes, Any]] | None:
+        names: Any = self.going
+        if len(names) != n or not self._evictable.issuperset(names):
+            self._settle()
+            names = joint.spare(n, protected, self._clock())
+        return None if names is None else [(name, self.chunks[name]) for name in names]
+
+    def _cleared(self, joint: Joint, gone: list[bytes]) -> None:
+        for key in gone:
+            joint.gone(key)
+        self._forget()
+        self._keeper.cleared(HOST)
+
+    def _forget(self) -> None:
+        self._uses.clear()
+        self._unsettled.clear()
+        self.depths.clear()
+        self._latest = None
 
     def _gain(self, key: bytes) -> None:
         self._keeper.ledger.gained(_hash(key), HOST, self.owner)
         seconds, self.depths[key] = self.coming.get(key) or (self._clock(), 0)
         self._use([key], seconds)
 
-    def _used(self, keys: Collection[bytes]) -> None:
-        if self.joint is not None and (mine := [key for key in keys if key in self.chunks]):
+    def _used(self, joint: Joint, keys: Collection[bytes]) -> None:
+        if mine := [key for key in keys if key in self.chunks]:
             self._latest = None
-            freed = self.joint.freed(mine[-1])
+            freed = joint.freed(mine[-1])
             self._use(mine, self._clock() if freed is None else freed)
-            self.joint.copied(mine)
+            joint.copied(mine)
 
     def _use(self, keys: list[bytes], seconds: float) -> None:
         use = self._latest
@@ -207,7 +244,7 @@ class HostPolicy(LRUCachePolicy):  # type: ignore[misc]
     def _unsettle(self, use: _Use) -> None:
         self._unsettled[use] = None
         if len(self._unsettled) > MOST_UNSETTLED:
-            self.settle()
+            self._settle()
 
 
 class HostManager(CPUOffloadingManager):  # type: ignore[misc]
@@ -234,23 +271,26 @@ class HostManager(CPUOffloadingManager):  # type: ignore[misc]
 
     def prepare_store(self, keys: Collection[bytes], req_context: Any) -> Any:
         """What a request computes is stored where that costs nothing else its place."""
+        policy, keys = self.policy, list(keys)
+        taken = policy.safely(self._taken, keys, req_context)
+        try:
+            return super().prepare_store(keys if taken is None else taken, req_context)
+        finally:
+            policy.owner, policy.coming = ANONYMOUS, {}
+
+    def _taken(self, joint: Joint, keys: list[bytes], req_context: Any) -> list[bytes]:
+        """Those that are stored, or are there."""
         policy = self.policy
-        if policy.joint is None:
-            return super().prepare_store(keys, req_context)
-        keys = list(keys)
+        policy._settle()
         new = [key for key in keys if policy.get(key) is None]
-        policy.settle()
         now = policy._clock()
-        refused = set(new[policy.joint.vacant(len(new), now) :])
-        self.refused += len(refused)
+        refused = set(new[joint.vacant(len(new), now) :])
         taken = [key for key in keys if key not in refused]
         request = policy._request(req_context.req_id)
         policy.owner = owners_of(request)[0] if request is not None else ANONYMOUS
         policy.coming = {key: (now, req_context.get_offload_key_position(key) or 0) for key in taken}
-        try:
-            return super().prepare_store(taken, req_context)
-        finally:
-            policy.owner, policy.coming = ANONYMOUS, {}
+        self.refused += len(refused)
+        return taken
 
     def move(self, coming: dict[bytes, Coming], going: list[bytes], req_context: Any) -> Any:
         """Store what the device gives up soon, in place of the chunks that go for it."""

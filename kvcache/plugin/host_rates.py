@@ -10,6 +10,15 @@ KEPT = 0.9
 FEWEST = 64
 """Tokens of a step that counts as prefill."""
 
+LEAST = 4 << 20
+"""Bytes of a load that says how fast the link is; less says how long a load takes to begin."""
+
+EVERY = 16
+"""Of so many restores that would be left out, one is not, so that the link is measured again."""
+
+FADED = 0.1
+"""Of what was measured of the link before, then."""
+
 LONGEST_QUEUE = 16
 """Steps in flight."""
 
@@ -21,8 +30,14 @@ class _Rate:
         self._amount = self._seconds = 0.0
 
     def add(self, amount: float, seconds: float) -> None:
-        self._amount = KEPT * self._amount + amount
-        self._seconds = KEPT * self._seconds + seconds
+        self.fade(KEPT)
+        self._amount += amount
+        self._seconds += seconds
+
+    def fade(self, kept: float) -> None:
+        """What was measured before counts only so much any more."""
+        self._amount *= kept
+        self._seconds *= kept
 
     @property
     def value(self) -> float | None:
@@ -37,6 +52,8 @@ class Rates:
         self._link, self._prefill = _Rate(), _Rate()
         self._steps: deque[tuple[int, float]] = deque(maxlen=LONGEST_QUEUE)
         self._ended = 0.0
+        self._left_out = 0
+        self._let_through = ""
 
     @property
     def blocks(self) -> float | None:
@@ -55,9 +72,21 @@ class Rates:
         blocks, tokens = self.blocks, self.tokens
         return blocks is not None and tokens is not None and tokens > blocks * self.block
 
+    def leaves_out(self, request: str) -> bool:
+        """Whether a request computes what it could have restored. One that may restore may go on asking."""
+        if not self.recomputes or request == self._let_through:
+            return False
+        self._left_out += 1
+        if self._left_out % EVERY:
+            return True
+        self._let_through = request
+        self._link.fade(FADED)
+        return False
+
     def loaded(self, size: int, seconds: float) -> None:
         """So many bytes were loaded in so many seconds of transfer."""
-        self._link.add(size, seconds)
+        if size >= LEAST and seconds > 0:
+            self._link.add(size, seconds)
 
     def began(self, tokens: int, now: float) -> None:
         """A step was made up that computes so many tokens."""

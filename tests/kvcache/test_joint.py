@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,6 +227,74 @@ def test_agents_in_turn_that_fit_both_tiers_together_lose_next_to_nothing() -> N
         now += 1.0
         engine.save(now)
     assert found / asked > 0.85
+
+
+class Counting(Engine):
+    """How often was asked what lies where."""
+
+    asked = 0
+
+    def block(self, name: Key) -> int | None:
+        self.asked += 1
+        return None
+
+    def stored(self, name: Key) -> bool:
+        self.asked += 1
+        return super().stored(name)
+
+    def depth(self, name: Key) -> int:
+        self.asked += 1
+        return super().depth(name)
+
+
+@pytest.mark.parametrize("stacks", [1, 50, 3000])
+@pytest.mark.parametrize("sooner", [True, False])
+def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: bool) -> None:
+    margin, chunks = 32, 6000
+    engine = Counting(room=64, chunks=chunks, margin=margin, soon=8)
+    keeper = engine.keeper
+    for owner in range(stacks):
+        keys = [f"{chr(1000 + owner)}{place}" for place in range(chunks // stacks)]
+        keeper.wrote(str(owner), None, keys, HERE)
+        keeper.told(str(owner), Hint(HERE, next_use=HERE + 9), HERE)
+        engine.store(keys)
+    engine.joint._copies.clear()
+    engine.blocks = {number: f"x{number}" for number in range(64)}
+    keeper.wrote("x", None, list(engine.blocks.values()), HERE)
+    keeper.told("x", Hint(HERE, next_use=HERE + (1 if sooner else 99)), HERE)
+    for key in engine.blocks.values():
+        keeper.ledger.gained(key, DEVICE)
+    keeper.device.put(list(engine.blocks.items())[::-1], HERE)
+    engine.asked = 0
+    moves = engine.joint.moves(100, HERE)
+    assert bool(moves) == sooner
+    assert engine.asked <= 8 * margin
+
+
+def test_nothing_is_looked_at_again_while_nothing_changes() -> None:
+    engine = Counting(room=4, chunks=2, margin=4, soon=4)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.evict(2)
+    engine.ran("b", 4, HERE + 5)
+    assert engine.joint.moves(100, HERE) == []
+    before = engine.asked
+    assert engine.joint.moves(100, HERE) == []
+    assert engine.asked == before
+    engine.keeper.told("a", Hint(HERE, next_use=HERE + 9), HERE)
+    assert [move.instead for move in engine.joint.moves(100, HERE)] == ["a1", "a0"]
+
+
+def test_after_a_while_it_is_looked_at_again_though_nothing_is_known_to_have_changed() -> None:
+    engine = Counting(room=4, chunks=2, margin=4, soon=4)
+    engine.ran("a", 2, HERE + 1)
+    engine.store(["a0", "a1"])
+    engine.evict(2)
+    engine.ran("b", 4, HERE + 5)
+    assert engine.joint.moves(100, HERE) == []
+    before = engine.asked
+    assert engine.joint.moves(100, HERE + 0.2) == []
+    assert engine.asked > before
 
 
 @settings(max_examples=60, deadline=None)

@@ -144,6 +144,108 @@ def test_a_failure_of_the_ranking_leaves_vllms_lru() -> None:
     assert tier.keeper.held("a") == (0, 0)
 
 
+class Failing:
+    """What it stands for, of which the n-th call of all raises."""
+
+    def __init__(self, real: Any, left: list[int]) -> None:
+        self.__dict__.update(_real=real, _left=left)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name in ("ledger", "host", "device"):
+            return Failing(found, self._left)
+        return self._called(found) if callable(found) else found
+
+    def _called(self, does: Any) -> Any:
+        def called(*args: Any) -> Any:
+            self._count()
+            return does(*args)
+
+        return called
+
+    def _count(self) -> None:
+        self._left[0] -= 1
+        if self._left[0] == 0:
+            raise RuntimeError("a fault")
+
+    def __contains__(self, name: Any) -> bool:
+        self._count()
+        return name in self._real
+
+    def __len__(self) -> int:
+        return len(self._real)
+
+
+def audit(manager: HostManager) -> None:
+    """No chunk is lost, held twice, or counted wrong."""
+    numbers = [chunk.chunk_id for chunk in manager.policy.chunks.values()]
+    assert len(numbers) == len(set(numbers))
+    assert not set(numbers) & set(manager._free_list)
+    assert len(numbers) + len(manager._free_list) == manager._num_allocated_chunks <= ROOM
+    evictable = {name for name, chunk in manager.policy.chunks.items() if chunk.ref_cnt == 0}
+    assert evictable == manager.policy._evictable
+    assert len(evictable) == manager._num_evictable_cache_chunks
+
+
+def lived(tier: Tier, stored: list[tuple[str, int]]) -> None:
+    """All that vLLM asks of its manager, again and again."""
+    manager = tier.manager
+    for turn, (owner, count) in enumerate(stored):
+        names, context = [key(owner, place) for place in range(count)], tier.context(owner, count)
+        manager.on_new_request(context)
+        ready = [name for name in names if name in manager.policy.chunks]
+        manager.touch(ready, context)
+        manager.prepare_load(ready, context)
+        audit(manager)
+        output = manager.prepare_store(names, context)
+        audit(manager)
+        manager.complete_load(ready, context)
+        if output is not None:
+            manager.complete_store(output.keys_to_store, context, turn % 5 != 4)
+        audit(manager)
+        manager.on_request_finished(context)
+        saving = ReqContext(req_id="save")
+        manager.on_new_request(saving)
+        moved = manager.move({key("m", turn): (tier.now, 1)}, sorted(manager.policy._evictable)[:1], saving)
+        if moved is not None:
+            manager.complete_store(moved.keys_to_store, saving)
+        audit(manager)
+        if turn == 7:
+            manager.reset_cache()
+            audit(manager)
+
+
+@given(st.integers(1, 250), st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 4)), min_size=10, max_size=14))
+@settings(max_examples=80, deadline=None)
+def test_whatever_of_ours_fails_vllms_manager_goes_on_as_lru(at: int, stored: list[tuple[str, int]]) -> None:
+    tier, left = Tier("belady"), [at]
+    policy = tier.manager.policy
+    policy._keeper = Failing(tier.keeper, left)
+    policy.joint._keeper = Failing(tier.keeper, left)  # type: ignore[union-attr]
+    lived(tier, stored)
+    assert (policy.joint is None) == (left[0] <= 0)
+    if policy.joint is None:
+        # From here on it is told apart from vLLM's only by what it held before.
+        context = tier.context("z", ROOM)
+        tier.manager.on_new_request(context)
+        output = tier.manager.prepare_store([key("z", place) for place in range(ROOM)], context)
+        tier.manager.complete_store(output.keys_to_store, context)
+        assert set(policy.chunks) == {key("z", place) for place in range(ROOM)}
+        assert not policy._uses
+        audit(tier.manager)
+
+
+def test_what_is_saved_from_the_tail_on_goes_from_the_tail() -> None:
+    tier = Tier("belady")
+    context = tier.context("a", 3)
+    tier.keeper.wrote("a", None, [key("a", place)[:-4] for place in range(3)], tier.now)
+    tier.manager.on_new_request(context)
+    coming = {key("a", place): (tier.now, place + 1) for place in (2, 1, 0)}
+    tier.manager.complete_store(tier.manager.move(coming, [], context).keys_to_store, context)
+    tier.manager.policy.settle()
+    assert list(tier.keeper.host) == [key("a", 2), key("a", 1), key("a", 0)]
+
+
 class HostMachine(RuleBasedStateMachine):
     """Stores and loads that end late, well or not, in any order, with resets between."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kvcache.plugin.host_rates import Rates
+from kvcache.plugin.host_rates import EVERY, LEAST, Rates
 
 
 def rates(blocks: float, tokens: float) -> Rates:
     """So many blocks of 32 tokens loaded a second, and so many tokens computed."""
-    found = Rates(block=32, size=1000)
-    found.loaded(1000, 1 / blocks)
+    found = Rates(block=32, size=LEAST)
+    found.loaded(LEAST, 1 / blocks)
     found.began(640, 10.0)
     found.ended(10.0 + 640 / tokens)
     return found
@@ -20,7 +20,7 @@ def test_what_is_computed_sooner_than_loaded_is_computed() -> None:
 
 
 def test_nothing_is_said_before_both_were_measured() -> None:
-    found = Rates(block=32, size=1000)
+    found = Rates(block=32, size=LEAST)
     found.began(640, 0.0)
     found.ended(0.001)
     assert found.blocks is None
@@ -28,7 +28,7 @@ def test_nothing_is_said_before_both_were_measured() -> None:
 
 
 def test_a_step_made_up_while_another_runs_counts_from_that_ones_end() -> None:
-    found = Rates(block=32, size=1000)
+    found = Rates(block=32, size=LEAST)
     for began in (0.0, 0.1):
         found.began(100, began)
     found.ended(1.0)
@@ -38,7 +38,7 @@ def test_a_step_made_up_while_another_runs_counts_from_that_ones_end() -> None:
 
 
 def test_steps_that_decode_say_nothing_of_prefill() -> None:
-    found = Rates(block=32, size=1000)
+    found = Rates(block=32, size=LEAST)
     found.began(3, 0.0)
     found.ended(1.0)
     assert found.tokens is None
@@ -47,6 +47,34 @@ def test_steps_that_decode_say_nothing_of_prefill() -> None:
 def test_the_latest_transfers_count_most() -> None:
     found = rates(blocks=10, tokens=1000)
     for _ in range(60):
-        found.loaded(1000, 0.01)
+        found.loaded(LEAST, 0.01)
     assert found.blocks is not None
     assert 95 < found.blocks <= 100
+
+
+def test_a_small_load_says_nothing_of_the_link() -> None:
+    found = rates(blocks=100, tokens=1000)
+    found.loaded(LEAST // 2, 10.0)
+    assert not found.recomputes
+
+
+def test_now_and_then_a_restore_is_let_through_and_stays_so() -> None:
+    found = rates(blocks=10, tokens=1000)
+    answers = [found.leaves_out(str(number)) for number in range(2 * EVERY)]
+    assert answers == ([True] * (EVERY - 1) + [False]) * 2
+    assert not found.leaves_out(str(2 * EVERY - 1))
+    assert found.leaves_out("another")
+
+
+def test_a_link_that_has_become_fast_is_used_again() -> None:
+    found = rates(blocks=10, tokens=1000)
+    for _ in range(50):
+        found.loaded(LEAST, 0.1)
+    asked = 0
+    while found.recomputes:
+        asked += 1
+        if not found.leaves_out(str(asked)):
+            found.loaded(16 * LEAST, 16 / 1000)
+        assert asked < 4 * EVERY
+    assert asked >= EVERY
+    assert not found.leaves_out("another")
