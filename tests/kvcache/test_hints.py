@@ -12,7 +12,7 @@ from kvcache import hints
 from kvcache.hints import ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED, Hints
 from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
-from kvcache.policy import KNOWN, UNKNOWN
+from kvcache.policy import KNOWN, UNKNOWN, Policy
 from kvcache.retention import Retention
 from kvcache.saga import Saga
 
@@ -25,10 +25,9 @@ def message(*actions: tuple[str, dict[str, Any]], name: str = "m1") -> dict[str,
     return {"protocol_version": 1, "message_id": name, "actions": listed}
 
 
-@pytest.fixture
-def keeper() -> Keeper:
+def holding(policy: Policy) -> Keeper:
     """One with two owners of a block each."""
-    kept = Keeper(Retention(), 16)
+    kept = Keeper(policy, 16)
     for owner in "ab":
         kept.began(owner, (), 0.0)
         kept.wrote(owner, None, (owner,), 0.0)
@@ -36,6 +35,11 @@ def keeper() -> Keeper:
         kept.left(owner, 16, 0.0)
         kept.device.put([(ord(owner), owner)], 0.0)
     return kept
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    return holding(Retention())
 
 
 def statuses(answers: list[dict[str, str]]) -> list[str]:
@@ -180,13 +184,7 @@ def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None
 
 
 def test_saga_gets_from_the_same_message_how_long_to_protect_and_how_likely_a_return_is() -> None:
-    kept = Keeper(Saga(), 16)
-    for owner in "ab":
-        kept.began(owner, (), 0.0)
-        kept.wrote(owner, None, (owner,), 0.0)
-        kept.ledger.gained(owner, DEVICE)
-        kept.left(owner, 16, 0.0)
-        kept.device.put([(ord(owner), owner)], 0.0)
+    kept = holding(Saga())
     index = {"first": 0.1, "last": 100.0, "values": [1.0]}
     told = message(
         ("kv.retain", {"owner": "a", "index": index, "hold": 60.0, "reuse": 0.1}),
