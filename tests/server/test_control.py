@@ -24,6 +24,7 @@ class Plugin:
 
     def __init__(self, **abilities: Any) -> None:
         self.abilities = {"plugin": True, "control": True, "order": False, "host_tier": 0, "prefetch": False, "why": []}
+        self.abilities["residency"] = True
         self.abilities |= abilities
         self.keeper = Keeper(Retention(), 16)
         self.fetched: list[str] = []
@@ -133,6 +134,16 @@ async def test_workers_say_what_their_engines_can_do(start: Start) -> None:
     assert with_plugin["host_tokens"] == 4096
     assert with_plugin["engine"]["why"] == ["guard: off"]
     assert (without["host_tokens"], without["engine"]) == (0, {})
+
+
+async def test_an_engine_that_cannot_say_what_it_holds_is_not_asked(start: Start) -> None:
+    plugin = Plugin(residency=False)
+    weft = await start(FakeWorker(plugin=plugin))
+    await until(lambda: plugin.messages)
+    await weft.chat(headers={"x-session-id": "run"})
+    owner = await owner_of(weft)
+    assert all("residency" not in message for message in plugin.messages)
+    assert weft.core.scheduler.workers["w0"].residency.tokens(owner) == (23, 0), "guessed"
 
 
 async def test_what_is_urgent_does_not_wait_and_the_newest_word_counts(start: Start) -> None:
