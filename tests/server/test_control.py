@@ -13,8 +13,10 @@ from kvcache.hints import Hints
 from kvcache.keeper import Keeper
 from kvcache.ledger import DEVICE
 from kvcache.plugin.control import Control
+from kvcache.policy import Hint
 from kvcache.retention import Retention
 from scheduler.actions import Prefetch, Reprioritise, Retain
+from server import control
 from tests.fake_worker import FakeWorker
 from tests.server.conftest import Start, Weft
 
@@ -146,15 +148,19 @@ async def test_an_engine_that_cannot_say_what_it_holds_is_not_asked(start: Start
     assert weft.core.scheduler.workers["w0"].residency.tokens(owner) == (23, 0), "guessed"
 
 
-async def test_what_is_urgent_does_not_wait_and_the_newest_word_counts(start: Start) -> None:
+async def test_what_is_urgent_does_not_wait_and_the_newest_word_counts(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin = Plugin(prefetch=True, host_tier=4096)
     weft = await start(FakeWorker(plugin=plugin))
     await until(lambda: plugin.messages)
+    monkeypatch.setattr(control, "PERIOD_SECONDS", 60.0)
+    await asyncio.sleep(0.3)  # the pause that began before has ended
     advise = weft.core.advisors[0]
     for priority in (3, 2, 1):
         advise(Reprioritise("w0", "b1", priority))
     advise(Prefetch("w0", "b1", 5.0))
-    await until(lambda: plugin.fetched, seconds=0.09)
+    await until(lambda: plugin.fetched)
     types = [(action["action_type"], action["payload"].get("priority")) for action in plugin.actions]
     assert types == [("weft.priority", 1), ("kv.prefetch", None)]
 
@@ -162,9 +168,6 @@ async def test_what_is_urgent_does_not_wait_and_the_newest_word_counts(start: St
 async def test_a_flood_of_advice_goes_in_small_messages_and_is_bounded(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvcache.policy import Hint
-    from server import control
-
     monkeypatch.setattr(control, "MOST_PENDING", 1000)
     plugin = Plugin()
     weft = await start(FakeWorker(plugin=plugin))
