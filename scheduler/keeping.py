@@ -74,10 +74,8 @@ class Keeping:
                 worker.residency.dropped(branch.id)
 
     def over(self, workflow: Workflow) -> None:
-        """The run makes no further call."""
+        """The run makes no further call; its sessions are declared dead one by one."""
         self._over[workflow] = None
-        for session in workflow.sessions.values():
-            self.dead(session)
 
     def quiet(self, session: Session, now: float) -> None:
         """No step has come for long: the session is given up if as good as none returns so late."""
@@ -106,8 +104,7 @@ class Keeping:
         worker = self._advised(step.decision.worker if step.decision else "")
         if worker is None or not worker.fetches:
             return []
-        roles, branches = self._owners(step.session.workflow, worker, now)
-        waits = roles | {branch.id: wait for branch, wait in branches.items()}
+        waits, _ = self._owners(step.session.workflow, worker, now)
         soon = sorted((wait, owner) for owner, wait in waits.items() if 0 < wait <= HORIZON)
         return [Prefetch(worker.id, owner, wait) for wait, owner in soon[:FETCHES]]
 
@@ -136,26 +133,29 @@ class Keeping:
         for name, workflow in self._moved:
             worker = self._advised(name)
             if worker is not None and workflow not in self._over:
-                roles, branches = self._owners(workflow, worker, now)
-                self._branches |= {branch.id: branch for branch in branches}
-                waits = roles | {branch.id: wait for branch, wait in branches.items()}
+                waits, branches = self._owners(workflow, worker, now)
+                self._branches |= branches
                 changed |= self.forecast.moved(_name(workflow), name, waits, now)
         self._over, self._moved = {}, {}
         return changed | self.forecast.lapsed(now)
 
-    def _owners(self, workflow: Workflow, worker: Worker, now: float) -> tuple[dict[str, float], dict[Branch, float]]:
-        """Seconds until the roles and the branches of a run on a worker run, as far as its graph says."""
+    def _owners(self, workflow: Workflow, worker: Worker, now: float) -> tuple[dict[str, float], dict[str, Branch]]:
+        """Seconds until the owners of a run on a worker run, as far as its graph says; and the branches among them."""
         if not self._knowledge.several_roles(workflow):
             return {}, {}  # of a single role, its sessions' gaps say more
         waits = {role: wait for role, wait in self._knowledge.next_uses(workflow, now).items() if wait < NEVER}
-        roles = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
+        owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
+        branches: dict[str, Branch] = {}
         idle: dict[str, list[Session]] = {}
         for session in islice(reversed(workflow.sessions.values()), SESSIONS):
             rests = session.role in waits and not session.running and not session.ended
             if rests and worker.seat in session.seats.values():
                 idle.setdefault(session.role or "", []).append(session)
-        only = [(role, latest(sessions[0])) for role, sessions in idle.items() if len(sessions) == 1]
-        return roles, {branch: waits[role] for role, branch in only if branch is not None and waits[role] > 0}
+        for role, sessions in idle.items():
+            branch = latest(sessions[0]) if len(sessions) == 1 else None  # of several nobody knows which
+            if branch is not None and waits[role] > 0:
+                owners[branch.id], branches[branch.id] = waits[role], branch
+        return owners, branches
 
     def _hint(self, owner: str, at: float | None, now: float) -> Hint:
         if at is not None:

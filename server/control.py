@@ -13,7 +13,6 @@ from itertools import count
 from typing import Any
 
 import aiohttp
-import structlog
 
 from kvcache.hints import VERSION
 from kvcache.plugin.route import PATH
@@ -23,8 +22,6 @@ from scheduler.events import ResidencyChanged
 from scheduler.gaps import Gap
 from server.core import Core, Endpoint, bearer
 from server.relay import LOST
-
-log = structlog.get_logger("weft")
 
 PERIOD_SECONDS = 0.1
 IDLE_SECONDS = 1.0  # between questions to an engine on which nothing happens

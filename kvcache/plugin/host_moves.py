@@ -49,6 +49,13 @@ class _Flight:
     ends: list[int] = field(default_factory=list)
 
 
+def _landed(flights: dict[int, _Flight], job: int, workers: int) -> _Flight | None:
+    """So many workers have done with a copy: it, once that was the last of them."""
+    flight = flights[job]
+    flight.left -= workers
+    return flights.pop(job) if flight.left <= 0 else None
+
+
 class Saves:
     """What the device gives up soon and the host has not, on its way there. `vllm`: the scheduler of its connector."""
 
@@ -91,11 +98,8 @@ class Saves:
 
     def done(self, job: int, workers: int) -> None:
         """So many workers have done with it."""
-        flight = self._flights[job]
-        flight.left -= workers
-        if flight.left > 0:
+        if (flight := _landed(self._flights, job, workers)) is None:
             return
-        del self._flights[job]
         self.saved += len(flight.names)
         pending = self._vllm._block_id_to_pending_jobs
         for number in flight.numbers:
@@ -196,11 +200,8 @@ class Prefetches:
 
     def done(self, job: int, workers: int) -> None:
         """So many workers have done with it. The last one makes it visible."""
-        flight = self._flights[job]
-        flight.left -= workers
-        if flight.left > 0:
+        if (flight := _landed(self._flights, job, workers)) is None:
             return
-        del self._flights[job]
         self._vllm._chunks_being_loaded.difference_update(flight.names)
         known = self._pool.cached_block_hash_to_block
         try:

@@ -271,13 +271,19 @@ def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: b
     assert engine.asked <= 8 * margin
 
 
-def test_nothing_is_looked_at_again_while_nothing_changes() -> None:
+def settled() -> Counting:
+    """An engine in which there was nothing to move."""
     engine = Counting(room=4, chunks=2, margin=4, soon=4)
     engine.ran("a", 2, HERE + 1)
     engine.store(["a0", "a1"])
     engine.evict(2)
     engine.ran("b", 4, HERE + 5)
     assert engine.joint.moves(100, HERE) == []
+    return engine
+
+
+def test_nothing_is_looked_at_again_while_nothing_changes() -> None:
+    engine = settled()
     before = engine.asked
     assert engine.joint.moves(100, HERE) == []
     assert engine.asked == before
@@ -286,12 +292,7 @@ def test_nothing_is_looked_at_again_while_nothing_changes() -> None:
 
 
 def test_after_a_while_it_is_looked_at_again_though_nothing_is_known_to_have_changed() -> None:
-    engine = Counting(room=4, chunks=2, margin=4, soon=4)
-    engine.ran("a", 2, HERE + 1)
-    engine.store(["a0", "a1"])
-    engine.evict(2)
-    engine.ran("b", 4, HERE + 5)
-    assert engine.joint.moves(100, HERE) == []
+    engine = settled()
     before = engine.asked
     assert engine.joint.moves(100, HERE + 0.2) == []
     assert engine.asked > before
