@@ -11,6 +11,7 @@ later prompt holds it.
 prompt; with `weft-named` they name the run, too; with `weft-hinted` they declare templates and mark ends besides.
 `lru`, `saga` and `kvflow` are the plug-in with another policy, the last two with the hints of `weft-hinted`. `belady`
 and `unlimited` are reckoned from the blocks that the calls of the first mode asked for, with both tiers as one.
+`weft-stale` is `weft-hinted` whose messages come 5 s late, so that what they foretell has often passed.
 `lying` tells the engine the contrary of the truth: who has just run is dead, who ran longest ago is needed at once.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from bench.simulation.system import session_of
@@ -15,8 +16,10 @@ from scheduler.template import Template
 from server.control import action
 
 MODEL = "model"
-HINTED = ("weft-hinted", "saga", "kvflow")
+STALE = "weft-stale"
+HINTED = ("weft-hinted", "saga", "kvflow", STALE)
 NAMED, LYING = "weft-named", "lying"
+LATE = 5.0  # seconds after which a stale message comes
 
 
 class Clock:
@@ -31,6 +34,8 @@ class Brain:
     def __init__(self, engine: Any, mode: str, clock: Clock, tier_tokens: int) -> None:
         self.scheduler, self._engine, self._clock = Scheduler(), engine, clock
         self._hinted, self._named, self._lies = mode in HINTED, mode == NAMED, mode == LYING
+        self._late = LATE if mode == STALE else 0.0
+        self._sent: deque[tuple[float, dict[str, Any]]] = deque()
         self._told: dict[str, float] = {}
         abilities = engine({"ask": "abilities"})
         if not abilities["eviction"]:
@@ -71,6 +76,8 @@ class Brain:
             self._ticked = self._clock.now
             self._handle(Tick())
         self._handle(AdviceDue())
+        while self._sent and self._sent[0][0] <= self._clock.now:
+            self._engine(self._sent.popleft()[1])
 
     def _identity(self, run: Run, call: Call, declared: bool) -> Identity:
         if self._named:
@@ -93,7 +100,7 @@ class Brain:
             if self._lies:
                 told = self._lied(told)
             message = {"protocol_version": 1, "message_id": str(self._messages), "actions": told}
-            self._engine(message | {"residency": {"seen": -1}})
+            self._sent.append((self._clock.now + self._late, message | {"residency": {"seen": -1}}))
         return actions
 
     def _lied(self, told: list[dict[str, Any]]) -> list[dict[str, Any]]:

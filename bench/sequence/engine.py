@@ -12,7 +12,7 @@ from typing import Any
 from bench import runners
 from bench.cells import Cell
 from bench.sequence.calls import Tokens, order
-from bench.sequence.core import LYING, NAMED, Brain, Clock
+from bench.sequence.core import LYING, NAMED, STALE, Brain, Clock
 from bench.simulation.profile import CPU
 from bench.workloads.runs import Call, Run, Workload
 from scheduler.events import Usage
@@ -23,7 +23,7 @@ from server.engine import GIB, plugin_args
 BLOCK = 32
 POLICIES = {
     "lru": "lru", "weft": "retention", NAMED: "retention", "weft-hinted": "retention", "saga": "saga",
-    "kvflow": "kvflow", LYING: "retention",
+    "kvflow": "kvflow", LYING: "retention", STALE: "retention",
 }  # fmt: skip
 
 
