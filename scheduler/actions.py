@@ -34,6 +34,21 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Let the step wait; a `Dispatch` or a `Reject` of it comes with a later event, at the latest by `deadline`.
+
+    `deadline` is on the clock of `now`; `reason` says why, with the figures that decided.
+    """
+
+    step: str
+    workflow: str
+    session: str
+    worker: str
+    deadline: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """Refuse the step with an HTTP status; `retry_after` is in seconds, None where trying again is no use."""
 
@@ -89,4 +104,4 @@ class Reprioritise:
 Advice = Retain | Release | Prefetch | Reprioritise
 """What engines are told, where they can be: nothing depends on it."""
 
-Action = Dispatch | Reject | Cancel | Advice
+Action = Dispatch | Hold | Reject | Cancel | Advice

@@ -13,7 +13,8 @@ from scheduler.prompt import Answer, Prompt
 class StepArrived:
     """A client sent an LLM call. `pinned` names the worker that alone can serve it (a stored response).
 
-    `prompt` is None where it cannot be read as messages, or is only the end of one.
+    `prompt` is None where it cannot be read as messages, or is only the end of one. `size` is how much there is of it,
+    in any unit that is the same for all steps of a model, such as the bytes of a body; 0: unknown.
     """
 
     step: str
@@ -21,6 +22,7 @@ class StepArrived:
     identity: Identity
     pinned: str | None = None
     prompt: Prompt | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

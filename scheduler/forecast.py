@@ -45,6 +45,10 @@ class Forecast:
             changed[worker, owner] = None
         return self._foretold(changed)
 
+    def next_use(self, key: Key) -> float | None:
+        """What is foretold of an owner."""
+        return self._soonest(key) if key in self._uses else None
+
     def over(self, run: str) -> dict[Key, float | None]:
         """The run makes no further call."""
         return self._foretold(self._forget(run))

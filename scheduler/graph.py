@@ -38,7 +38,9 @@ class Step:
     """One LLM call. Times are in seconds on the driver's clock, None until they happen.
 
     `after` are the steps whose output it needed; `role` is its node in the template, `before` that of the first of
-    those; `tools` are those that its answer called; `gap` is the time since the step before it on its branch ended.
+    those; `size` is how much there is of its prompt (`StepArrived`); `tools` are those that its answer called; `gap` is
+    the time since the step before it on its branch ended. `prefill` is how long its worker took to its first token, not
+    counting what came before.
     For lineage: `head` names its system prompt and tools, `link` its messages (0: unknown), `said` its answer, `taken`
     the message that took the answer up; an `opening` has no known history.
     """
@@ -54,12 +56,14 @@ class Step:
     before: str | None = None
     head: int = 0
     link: int = 0
+    size: int = 0
     said: int | None = None
     taken: int | None = None
     opening: bool = False
     gap: float | None = None
     dispatched: float | None = None
     first_token: float | None = None
+    prefill: float = 0.0
     finished: float | None = None
     usage: Usage = Usage()
     stop: str | None = None
@@ -78,6 +82,8 @@ class Step:
 class Branch:
     """One line of a session's history. `end` names the messages of its latest prompt.
 
+    Of its last step that ended, `tokens` is the context with the answer's `answer` tokens, `size` that of the prompt.
+
     `look` is the role that its prompts show (`scheduler.prompt`), whatever the client calls it; `past` and `tools`,
     those of the last answer, are what its next step is predicted from.
     """
@@ -90,6 +96,9 @@ class Branch:
     last: Step | None = field(default=None, repr=False)
     past: Past = Past()
     tools: tuple[str, ...] = ()
+    tokens: int = 0
+    answer: int = 0
+    size: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -195,6 +204,7 @@ class Graph:
         session = branch.session
         name = f"{session.branches[0].id}/{session.taken}/{len(session.branches)}"
         made = Branch("b" + shorten(name), session, branch, past=branch.past, tools=branch.tools)
+        made.tokens, made.answer, made.size = branch.tokens, branch.answer, branch.size
         session.branches.append(made)
         if len(session.branches) > self.limits.branches_per_session:
             del session.branches[1]

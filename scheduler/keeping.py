@@ -11,6 +11,7 @@ from itertools import islice
 
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Retain
+from scheduler.admission import Gate
 from scheduler.estimates import END, kind
 from scheduler.forecast import Forecast, Key
 from scheduler.graph import Branch, Session, Step, Workflow
@@ -34,8 +35,9 @@ def role_owner(tenant: str, role: str | None) -> str:
 class Keeping:
     """Notes what changes for the owners of KV. `workers` are the core's: those that take no advice are told nothing."""
 
-    def __init__(self, knowledge: Knowledge, workers: dict[str, Worker]) -> None:
+    def __init__(self, knowledge: Knowledge, workers: dict[str, Worker], gate: Gate) -> None:
         self.forecast = Forecast()
+        self._gate = gate
         self._knowledge, self._workers = knowledge, workers
         self._dead: dict[Key, None] = {}
         self._waiting: dict[Branch, str] = {}
@@ -86,14 +88,17 @@ class Keeping:
     def told(self, now: float) -> list[Advice]:
         """What the engines are to be told now."""
         advice: list[Advice] = [Release(*key) for key in self._dead]
+        for session, name in self._gate.changed():
+            branch = latest(session)
+            if branch is not None and self._advised(name) is not None and not session.ended:
+                self._waiting[branch] = name
         changed = self._foretold(now)
         for branch, worker in self._waiting.items():
-            if (worker, branch.id) not in changed:
-                changed[worker, branch.id] = None
-                self._branches[branch.id] = branch
+            changed.setdefault((worker, branch.id), self.forecast.next_use((worker, branch.id)))
+            self._branches[branch.id] = branch
         for (worker, owner), at in changed.items():
             if (worker, owner) not in self._dead and self._advised(worker) is not None:
-                advice.append(Retain(worker, owner, self._hint(owner, at, now)))
+                advice.append(Retain(worker, owner, self._hint(worker, owner, at, now)))
             if at is None:
                 self._branches.pop(owner, None)
         self._dead, self._waiting = {}, {}
@@ -157,15 +162,16 @@ class Keeping:
                 owners[branch.id], branches[branch.id] = waits[role], branch
         return owners, branches
 
-    def _hint(self, owner: str, at: float | None, now: float) -> Hint:
-        if at is not None:
-            return Hint(now, next_use=at)
+    def _hint(self, worker: str, owner: str, at: float | None, now: float) -> Hint:
         branch = self._branches.get(owner)
+        leased = branch is not None and self._gate.leased(branch.session, worker)
+        if at is not None:
+            return Hint(now, next_use=at, leased=leased)
         last = branch.last if branch is not None else None
         if branch is None or last is None or last.finished is None:
             return Hint(now)
         gap = self._knowledge.gap(branch)
-        return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never)
+        return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
 
 
 def _name(workflow: Workflow) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler import graph as g
-from scheduler.actions import Action, Cancel, Decision, Dispatch, Reject
+from scheduler.actions import Action, Cancel, Decision, Dispatch, Hold, Reject
+from scheduler.admission import Admitted, Gate
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -28,11 +29,13 @@ from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
 from scheduler.placement import FewestLive, Placement
 from scheduler.residency import Residency
+from scheduler.sizes import Sizes
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
 RETURNING = 0.95  # the share of the sessions that return before they count as overdue
 PATIENCE = 10.0  # seconds for which no session is overdue
+FASTEST = 5e-4  # seconds a token; no worker decodes faster
 TRIES = 2
 """Workers that see a step before their first byte. Not all: it may be the step that kills them."""
 
@@ -50,10 +53,14 @@ class Scheduler:
         self.linker = Linker(self.graph)
         self.knowledge = Knowledge()
         self.workers: dict[str, Worker] = {}
-        self.keeping = Keeping(self.knowledge, self.workers)
+        self.gate = Gate(self.knowledge)
+        self.keeping = Keeping(self.knowledge, self.workers, self.gate)
+        self.sizes = Sizes()
         self.running: dict[str, g.Step] = {}
         self._overdue: list[tuple[float, int, g.Session]] = []
         self._expected = 0
+        self._planned: dict[str, Decision] = {}  # where held steps were to go
+        self._homeless: list[g.Step] = []  # held steps whose worker is lost
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             StepArrived: self._arrived,
             FirstToken: self._first_token,
@@ -71,7 +78,15 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at `now` seconds and return what to do. Events on unknown steps do nothing."""
-        return self._handlers[type(event)](event, now)
+        actions = self._handlers[type(event)](event, now)
+        homeless, self._homeless = self._homeless, []
+        for step in homeless:
+            actions += self._come(step, now)
+        admitted = self.gate.admitted(now, everywhere=isinstance(event, Tick))
+        actions += [self._admitted(one, now) for one in admitted]
+        if isinstance(event, StepArrived) and event.step in self.gate.held:
+            actions.append(self._hold(self.running[event.step]))
+        return actions
 
     def serving(self, model: str) -> list[Worker]:
         """The workers that are up and serve `model`, in the order they were first named."""
@@ -98,26 +113,68 @@ class Scheduler:
         for session in self.graph.crop(step.session.workflow):
             self._forget(session)
         step.session.running += 1
+        step.size = event.size
         self.running[step.id] = step
-        return [self._place(step, now)]
+        return self._come(step, now)
 
-    def _place(self, step: g.Step, now: float) -> Action:
+    def _come(self, step: g.Step, now: float) -> list[Action]:
+        """Send the step to its worker, if that has a gate that is open; no actions: it is held."""
+        decision = self._choose(step)
+        if decision is None:
+            return [self._refuse(step, now)]
+        worker = self.workers[decision.worker]
+        passes = bool(step.tried) or step.pinned is not None
+        if self.gate.arrived(step, worker, self.sizes.expected(step), now, passes=passes):
+            return [self._dispatch(step, worker, decision, now)]
+        self._planned[step.id] = decision
+        self._sit(step.session, worker)
+        return []
+
+    def _admitted(self, one: Admitted, now: float) -> Action:
+        planned = self._planned.pop(one.step.id)
+        moved = "" if one.worker.id == planned.worker else "moved, "
+        terms = {**planned.terms, "held_seconds": round(one.waited, 3)}
+        decision = Decision(one.worker.id, f"{moved}{planned.reason}, held: {one.why}", terms)
+        return self._dispatch(one.step, one.worker, decision, now)
+
+    def _hold(self, step: g.Step) -> Hold:
+        held, book, _ = self.gate.held[step.id]
+        reason = f"no room for {held.tokens} tokens: {book.claimed} of {book.capacity} are claimed"
+        session = step.session
+        return Hold(step.id, session.workflow.id, session.id, book.worker.id, held.deadline, reason)
+
+    def _choose(self, step: g.Step) -> Decision | None:
+        """Where the step is to go; None: nowhere."""
         able = [w for w in self.serving(step.model) if w.id not in step.tried]
         if step.pinned is not None:
             able = [w for w in able if w.id == step.pinned]
         seat = self._seat(step, able)
         fresh = [w for w in able if not w.draining] or able
         if seat is not None:
-            decision = seat.continues
-        elif not fresh:
-            return self._refuse(step, now)
-        else:
-            decision = self.placement.place(step, fresh)
-            decision = Decision(decision.worker, self._why(step, decision.reason), decision.terms)
-            self.workers[decision.worker].placed += 1
-        self._seize(step, self.workers[decision.worker], decision, now)
+            return seat.continues
+        if not fresh:
+            return None
+        decision = self.placement.place(step, fresh)
+        self.workers[decision.worker].placed += 1
+        return Decision(decision.worker, self._why(step, decision.reason), decision.terms)
+
+    def _dispatch(self, step: g.Step, worker: Worker, decision: Decision, now: float) -> Dispatch:
+        step.decision, step.dispatched = decision, now
+        worker.running[step.id] = step
+        self._sit(step.session, worker)
+        self.keeping.came(step, worker)
         session = step.session
         return Dispatch(step.id, session.workflow.id, session.id, self._owner(step), decision)
+
+    def _sit(self, session: g.Session, worker: Worker) -> None:
+        """The session counts for the worker from now on."""
+        old = session.seats.get(worker.pool)
+        if old is not None and old != worker.seat:
+            self.workers[old[0]].sessions.discard(session)
+            self.keeping.dead(session, old[0])
+            self.gate.gone(session, old[0])
+        session.seats[worker.pool] = worker.seat
+        worker.sessions.add(session)
 
     def _owner(self, step: g.Step) -> str:
         """The account of the step's blocks in the engine: branch and role, as ids that mean nothing elsewhere."""
@@ -137,32 +194,22 @@ class Scheduler:
         pools = {w.pool for w in self.serving(step.model)}
         return f"moved, {reason}" if pools & step.session.seats.keys() else reason
 
-    def _seize(self, step: g.Step, worker: Worker, decision: Decision, now: float) -> None:
-        step.decision, step.dispatched = decision, now
-        worker.running[step.id] = step
-        session = step.session
-        old = session.seats.get(worker.pool)
-        if old is not None and old != worker.seat:
-            self.workers[old[0]].sessions.discard(session)
-            self.keeping.dead(session, old[0])
-        session.seats[worker.pool] = worker.seat
-        worker.sessions.add(session)
-        self.keeping.came(step, worker)
-
     def _refuse(self, step: g.Step, now: float) -> Reject:
         self._settle(step, g.FAILED if step.tried else g.REJECTED, now)
         if step.tried:
             return Reject(step.id, 502, "the worker failed before it answered, and so did every other that was tried")
         return self.refusal(step.id, step.model)
 
-    def _release(self, step: g.Step) -> None:
-        """Give back the step's place on its worker."""
+    def _release(self, step: g.Step, now: float) -> None:
+        """Give back the step's place on its worker, or at the gate."""
+        self._planned.pop(step.id, None)
+        self.gate.ended(step, now)
         if step.decision is not None:
             self.workers[step.decision.worker].running.pop(step.id, None)
 
     def _settle(self, step: g.Step, state: str, now: float) -> None:
         """The step is over, however it ended."""
-        self._release(step)
+        self._release(step, now)
         del self.running[step.id]
         step.state, step.finished = state, now
         step.session.running -= 1
@@ -174,6 +221,7 @@ class Scheduler:
             self._leave(step.session)
         if step.session.ended and not step.session.running:
             self.keeping.dead(step.session)
+            self.gate.gone(step.session)
 
     def _leave(self, session: g.Session) -> None:
         """The session counts for no worker until its next step."""
@@ -185,12 +233,16 @@ class Scheduler:
     def _first_token(self, event: FirstToken, now: float) -> list[Action]:
         if (step := self.running.get(event.step)) and step.first_token is None:
             step.first_token = now
+            if step.decision is not None and step.dispatched is not None:
+                worker = self.workers[step.decision.worker]
+                step.prefill, worker.served = now - max(step.dispatched, worker.served), now
             return [*self.keeping.ahead(step, now)]
         return []
 
     def _finished(self, event: StepFinished, now: float) -> list[Action]:
         if step := self.running.get(event.step):
             step.usage, step.stop = event.usage, event.stop
+            self._measure(step, now)
             self._settle(step, g.FINISHED, now)
             if event.answer:
                 self.linker.answered(step, event.answer)
@@ -198,6 +250,14 @@ class Scheduler:
             self._expect(step, now)
             return self._keep(step)
         return []
+
+    def _measure(self, step: g.Step, now: float) -> None:
+        """Learn what the step's prompt and its prefill came to."""
+        self.sizes.learn(step)
+        usage = step.usage
+        decoded = now - (step.first_token or now)
+        if step.decision is not None and decoded > FASTEST * (usage.output - 1) > 0:  # its first token came as such
+            self.workers[step.decision.worker].rates.learn(usage.cached, usage.prompt, step.prefill)
 
     def _keep(self, step: g.Step) -> list[Action]:
         """What the step leaves is kept for the next one, or dead if the client said that none comes."""
@@ -236,13 +296,14 @@ class Scheduler:
         if not event.retryable or step.decision is None:
             self._settle(step, g.FAILED, now)
             return []
-        self._release(step)
+        self._release(step, now)
         worker, seats = self.workers[step.decision.worker], step.session.seats
         step.tried += (worker.id,)
         if seats.get(worker.pool) == worker.seat:
             del seats[worker.pool]
             worker.sessions.discard(step.session)
-        return [self._place(step, now) if len(step.tried) < TRIES else self._refuse(step, now)]
+            self.gate.gone(step.session, worker.id)
+        return self._come(step, now) if len(step.tried) < TRIES else [self._refuse(step, now)]
 
     def _cancelled(self, event: StepCancelled, now: float) -> list[Action]:
         if step := self.running.get(event.step):
@@ -274,6 +335,7 @@ class Scheduler:
         worker.placed = 0
         worker.sessions.clear()
         worker.residency = Residency(worker.kv_tokens)
+        self._homeless += self.gate.lost(worker)
         return [Cancel(step, f"worker {worker.id} is lost") for step in worker.running]
 
     def _workflow_finished(self, event: WorkflowFinished, now: float) -> list[Action]:
@@ -288,6 +350,7 @@ class Scheduler:
 
     def _tick(self, event: Tick, now: float) -> list[Action]:
         self._lapse(now)
+        self.gate.faded(now)
         for session in self.graph.quiet(now):
             self._leave(session)
             self.keeping.quiet(session, now)
@@ -305,13 +368,19 @@ class Scheduler:
     def _forget(self, session: g.Session) -> None:
         self._leave(session)
         self.keeping.dead(session)
+        self.gate.gone(session)
         self.knowledge.gone(session)
         self.linker.lineage.forget(session)
 
     def check(self) -> None:
         """Raise AssertionError where a counter and what it counts disagree. For tests, and safe in production."""
         on_workers = {step for w in self.workers.values() for step in w.running}
-        assert on_workers == self.running.keys(), "a running step has no worker, or a worker a step that ended"
+        assert on_workers | self.gate.held.keys() == self.running.keys(), (
+            "a step is nowhere, or one that ended somewhere"
+        )
+        assert not on_workers & self.gate.held.keys(), "a step runs and is held"
+        assert self._planned.keys() == self.gate.held.keys(), "a plan without its step"
+        self.gate.check()
         sessions = [s for w in self.graph.workflows.values() for s in w.sessions.values()]
         assert sum(s.running for s in sessions) == len(self.running), "a session counts a step that ended"
         assert self.graph.steps == sum(len(w.steps) for w in self.graph.workflows.values()), "steps miscounted"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scheduler.actions import Decision
 from scheduler.graph import Session, Step
+from scheduler.rates import Rates
 from scheduler.residency import Residency
 
 
@@ -14,7 +15,8 @@ class Worker:
     """One vLLM engine. `models` is empty until it was up once; `sessions` are the live ones seated on it.
 
     `placed` counts the steps that were placed here, not continued, in this life. `host_tokens` is its host tier's
-    capacity; it takes advice where it is `advised`, prefetches where it `fetches`.
+    capacity; it takes advice where it is `advised`, prefetches where it `fetches`. `served` is when its latest first
+    token came.
     """
 
     id: str
@@ -32,6 +34,8 @@ class Worker:
     running: dict[str, Step] = field(default_factory=dict)
     sessions: set[Session] = field(default_factory=set)
     residency: Residency = field(default_factory=Residency)
+    rates: Rates = field(default_factory=Rates)
+    served: float = 0.0
     continues: Decision = field(init=False)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,11 @@ MODES = ("stock", *POLICIES)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One mode at one place. Tokens; `recomputed` over that of the first mode; `same` outputs as that generated."""
+    """One mode at one place. Tokens; `recomputed` over that of the first mode; `same` outputs as that generated.
+
+    Of calls with the same prompt and another output, `tie` is how far the likeliest token was ahead of the next one, as
+    logarithms, where they first differed: the most of all such calls. 0: there are none.
+    """
 
     room: float
     tier: float
@@ -48,6 +52,7 @@ class Row:
     recomputed: int
     ratio: float
     same: int
+    tie: float
     seconds: float
 
 
@@ -69,33 +74,46 @@ def rows(settings: list[Setting], calls: dict[str, list[list[int]]]) -> list[Row
         figures, blocks = apart(setting)
         first = first or figures
         calls[f"{setting.mode}, room {setting.room:g}, tier {setting.tier:g}"] = figures.steps
-        same = sum(one == two for one, two in zip(figures.outputs, first.outputs, strict=True))
-        made.append(
-            _row(setting, setting.mode, figures.prompt, figures.device, figures.host, first, same, figures.seconds)
-        )
+        same = sum(figures.answers[name].tokens == one.tokens for name, one in first.answers.items())
+        made.append(_row(setting, setting.mode, figures, first, same, tie(first, figures)))
         print(made[-1], file=sys.stderr, flush=True)
     assert first is not None
     at = settings[0]
     for name, found in (
         ("belady", belady(first.asked, int(blocks * (1 + at.tier)))), ("unlimited", unlimited(first.asked)),
     ):  # fmt: skip
-        made.append(_row(at, name, first.prompt, sum(found) * BLOCK, 0, first, len(first.outputs), 0.0))
+        made.append(_row(at, name, Figures(first.prompt, sum(found) * BLOCK), first, len(first.answers), 0.0))
     return made
 
 
-def _row(at: Setting, mode: str, prompt: int, device: int, host: int, first: Figures, same: int, seconds: float) -> Row:
-    recomputed = prompt - device - host
-    ratio = round(recomputed / first.recomputed, 4)
-    return Row(at.room, at.tier, mode, prompt, device, host, recomputed, ratio, same, round(seconds, 1))
+def tie(one: Figures, other: Figures) -> float:
+    """Where calls with the same prompt first differ: the most by which the first one's token was ahead of another."""
+    found = [0.0]
+    for name, mine in one.answers.items():
+        its = other.answers[name]
+        if mine.prompt == its.prompt:
+            pairs = zip(mine.tokens, its.tokens, mine.ahead, strict=True)
+            found += [ahead for a, b, ahead in pairs if a != b][:1]
+    return round(max(found), 6)
+
+
+def _row(at: Setting, mode: str, figures: Figures, first: Figures, same: int, tied: float) -> Row:
+    found, prompt, seconds = figures.device + figures.host, figures.prompt, figures.seconds
+    ratio = round((prompt - found) / first.recomputed, 4)
+    return Row(
+        at.room, at.tier, mode, prompt, figures.device, figures.host, prompt - found, ratio, same, tied,
+        round(seconds, 1),
+    )  # fmt: skip
 
 
 def table(made: list[Row], calls: int) -> str:
     """As Markdown."""
-    lines = ["| room | tier | mode | device hits | host hits | recomputed tokens | over the first | same outputs |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    names = ("room", "tier", "mode", "device hits", "host hits", "recomputed tokens", "over the first", "same outputs",
+             "near tie")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     lines += [
         f"| {r.room:g} | {r.tier:g} | `{r.mode}` | {r.device / r.prompt:.1%} | {r.host / r.prompt:.1%} | "
-        f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} |"
+        f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} | {r.tie:.2g} |"
         for r in made
     ]
     return "\n".join(lines)

@@ -40,16 +40,28 @@ class Setting:
     tier: float
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a call generated, and by how much each token was ahead of the next likely one, as logarithms.
+
+    `prompt` stands for its prompt.
+    """
+
+    prompt: int
+    tokens: list[int]
+    ahead: list[float]
+
+
 @dataclass(slots=True)
 class Figures:
-    """Tokens, and what was generated; `asked` are the blocks that each call asked for and left."""
+    """Tokens; `asked` are the blocks that each call asked for and left; `answers` go by run and number of the call."""
 
     prompt: int = 0
     device: int = 0
     host: int = 0
     seconds: float = 0.0
     steps: list[list[int]] = field(default_factory=list)
-    outputs: list[list[int]] = field(default_factory=list)
+    answers: dict[str, Answered] = field(default_factory=dict)
     asked: list[tuple[list[int], list[int]]] = field(default_factory=list)
 
     @property
@@ -119,7 +131,8 @@ def _call(
     figures.device += device
     figures.host += host
     figures.steps.append([len(prompt), device, host])
-    figures.outputs.append(generated)
+    ahead = [_ahead(at) for at in last.outputs[0].logprobs]
+    figures.answers[f"{run.id}/{run.calls.index(call)}"] = Answered(hash(tuple(prompt)), generated, ahead)
     most = max(0, len(prompt) - 1) // BLOCK
     figures.asked.append(([hash(bytes(key)) for key in keys[:most]], [hash(bytes(key)) for key in keys]))
     if brain is not None:
@@ -128,6 +141,11 @@ def _call(
         if not core.has_requests():
             break
         engine.step()
+
+
+def _ahead(likely: Any) -> float:
+    first, second = sorted((float(one.logprob) for one in likely.values()), reverse=True)[:2]
+    return first - second
 
 
 def started(setting: Setting, workload: Workload, clock: Clock) -> tuple[Any, int]:

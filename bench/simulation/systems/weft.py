@@ -8,7 +8,7 @@ from bench.simulation.system import System, Turn, role_of, session_of
 from bench.workloads.runs import Piece, Run
 from kvcache.policy import Policy
 from kvcache.retention import Retention
-from scheduler.actions import Action, Dispatch, Prefetch, Release, Retain
+from scheduler.actions import Action, Dispatch, Hold, Prefetch, Release, Retain
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
 
 MODEL = "model"
+CHARACTERS = 4  # a token
 TICK = 10  # times that the engines are told what has changed, per second
 
 
@@ -58,7 +59,7 @@ class WeftAttached(System):
 
     def arrived(self, turn: Turn) -> None:
         self.turns[_step(turn)] = turn
-        self._handle(StepArrived(_step(turn), MODEL, self.identity(turn)))
+        self._handle(StepArrived(_step(turn), MODEL, self.identity(turn), size=CHARACTERS * turn.call.prompt.end))
 
     def first_token(self, turn: Turn) -> None:
         self._handle(FirstToken(_step(turn)))
@@ -87,6 +88,8 @@ class WeftAttached(System):
             self._act(action)
 
     def _act(self, action: Action) -> None:
+        if isinstance(action, Hold):
+            return
         if not isinstance(action, Dispatch):
             raise RuntimeError(f"the core did not place a step: {action}")
         self.cluster.send(self.turns[action.step], int(action.decision.worker))

@@ -1,0 +1,141 @@
+"""What each workflow counts for on each worker: its claim in tokens, what recomputing it would cost, and its lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.gaps import Gap
+from scheduler.graph import Session, Step, Workflow
+from scheduler.workers import Worker
+
+SHARE = 0.95  # of the capacity, that claims may take
+OVERLAP = 0.4  # of the device memory, that counts beside a host tier
+GROWTH = 256  # tokens that the claim of a running step has beyond its prompt, for its answer
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A step at the gate. It waits since `since`, is overdue from `overdue` on, and is let in by `deadline`.
+
+    `tokens` is the context that its session will have with it.
+    """
+
+    step: Step
+    tokens: int
+    since: float
+    overdue: float
+    deadline: float
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """A workflow on a worker. `contexts` are the tokens of its sessions there that no other session counts for, and
+    `shared` what each found there when its first step came, and others count for: of those that have ended one.
+
+    It is idle since `since`, with `gap` as what is known of its return, and has been served for `attained` seconds.
+    `alive` is the chance that it makes another call; `claim` and `cost` are what it counts for in its book.
+    """
+
+    workflow: Workflow
+    contexts: dict[Session, int] = field(default_factory=dict)
+    shared: dict[Session, int] = field(default_factory=dict)
+    running: dict[str, int] = field(default_factory=dict)  # steps, with the context that each will have
+    held: dict[str, Held] = field(default_factory=dict)
+    leased: bool = False
+    told: bool = False  # whether its engine knows of the lease
+    gap: Gap | None = None
+    since: float = 0.0
+    attained: float = 0.0
+    alive: float = 1.0
+    tokens: int = 0
+    claim: int = 0
+    cost: float = 0.0
+
+
+class Book:
+    """The accounts on one life of a worker, and their sums."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.accounts: dict[Workflow, Account] = {}
+        self.of: dict[Session, Account] = {}
+        self.idle: dict[Account, None] = {}  # those with a lease and no step
+        self.waiting: dict[Account, None] = {}  # those with held steps
+        self.changed: dict[Account, None] = {}  # idle ones whose engine is to be told of their lease, or its end
+        self.claimed = 0
+        self.cost = 0.0
+        self.wanted = 0  # tokens of the contexts of held steps
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that claims are measured against; 0: unknown, and nothing is held."""
+        worker = self.worker
+        return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
+
+    @property
+    def room(self) -> float:
+        """Tokens that are left for claims."""
+        return SHARE * self.capacity - self.claimed
+
+    def account(self, session: Session) -> Account:
+        """That of the session's workflow, where the session counts from now on: lineage may have moved it."""
+        account = self.of.get(session)
+        if account is not None and account.workflow is session.workflow:
+            return account
+        context, shared = 0, None
+        if account is not None:
+            context, shared = account.contexts.get(session, 0), account.shared.get(session)
+            self.drop(session)
+        account = self.accounts.get(session.workflow)
+        if account is None:
+            account = self.accounts[session.workflow] = Account(session.workflow)
+        account.contexts[session] = context
+        if shared is not None:
+            account.shared[session] = shared
+        self.of[session] = account
+        return account
+
+    def drop(self, session: Session) -> None:
+        """The session counts for nothing here any more."""
+        account = self.of.pop(session, None)
+        if account is not None:
+            del account.contexts[session]
+            account.shared.pop(session, None)
+            self.settle(account)
+
+    def settle(self, account: Account) -> None:
+        """Something of the account has changed: count it anew. One without sessions is gone."""
+        rates = self.worker.rates
+        account.tokens = sum(account.contexts.values())
+        claim, cost = 0, 0.0
+        if account.running:
+            claim, cost = account.tokens, rates.recompute(account.tokens)
+        elif account.contexts:
+            claim = int(account.tokens * account.alive) if account.leased else 0
+            cost = rates.recompute(account.tokens) * account.alive
+        self.claimed += claim - account.claim
+        self.cost += cost - account.cost
+        account.claim, account.cost = claim, cost
+        _list(self.idle, account, account.leased and not account.running and bool(account.contexts))
+        _list(self.waiting, account, bool(account.held))
+        _list(self.changed, account, account.leased != account.told and not account.running and bool(account.contexts))
+        if not account.contexts and not account.running and not account.held:
+            self.accounts.pop(account.workflow, None)
+
+    def check(self) -> None:
+        """Raise AssertionError where a sum and what it counts disagree."""
+        accounts = self.accounts.values()
+        assert self.claimed == sum(one.claim for one in accounts), "claims are miscounted"
+        assert abs(self.cost - sum(one.cost for one in accounts)) < 1e-6 * (1 + self.cost), "costs are miscounted"
+        assert all(session in one.contexts for session, one in self.of.items()), "a session counts elsewhere"
+        assert sum(len(one.contexts) for one in accounts) == len(self.of), "a session is counted twice, or lost"
+        assert set(self.idle) == {one for one in accounts if one.leased and not one.running and one.contexts}
+        assert set(self.waiting) == {one for one in accounts if one.held}
+        assert all(one.leased for one in accounts if one.running), "a step runs without a lease"
+
+
+def _list(listed: dict[Account, None], account: Account, belongs: bool) -> None:
+    if belongs:
+        listed[account] = None
+    else:
+        listed.pop(account, None)

@@ -1,0 +1,304 @@
+"""The gate: which workflows may run on a worker, so that what they hold fits its memory (design §7).
+
+A workflow with a lease passes. One without is given room, or the leases of idle ones are revoked, those first whose KV
+is worth least for each second and token, as long as that is under the going price; else its steps are held. A hold is
+bounded: it is overdue after about as long as it would take to compute once more what all live workflows hold, which is
+what plain queueing would cost it; the overdue go first, in their order, and at the deadline a step passes whatever
+there is room for. Below capacity nothing is ever held. Leases end with their workflow, or fade with the chance that it
+returns: clients rarely say that they have finished.
+
+There is no cycle of waits: only running steps hold what cannot be revoked, and a step that runs waits for no gate.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import count
+
+from scheduler.accounts import GROWTH, Account, Book, Held
+from scheduler.graph import Session, Step
+from scheduler.knowledge import Knowledge
+from scheduler.workers import Worker
+
+SHORTEST = 60.0  # seconds; no hold is overdue sooner
+PATIENCE = 1.5  # times what computing all once more takes: then a hold is overdue
+STATED = 2.0  # times that: its deadline
+PRICE, EASING = 8.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+BACKFILL = 8  # accounts that are tried, in their order
+MARGIN = 512  # tokens that a step must find beyond its context
+GONE = 0.05  # the chance of a return below which a workflow counts for nothing
+RENEWED = 1.25  # the growth of an idle time until the chance of a return is looked at anew
+AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
+SOONEST = 0.05  # seconds; an idle time counts as this long at least
+SOONEST_LOOK = 5.0  # seconds until the chance of a return is looked at the first time
+INFINITY = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A held step that may go now, to which worker, and why."""
+
+    step: Step
+    worker: Worker
+    tokens: int
+    waited: float
+    why: str
+
+
+class Gate:
+    """Leases, claims and holds on all workers. It knows of a step by `arrived`, `began`, `ended` and `left` alone."""
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        self._knowledge = knowledge
+        self.books: dict[str, Book] = {}
+        self.held: dict[str, tuple[Held, Book, Account]] = {}
+        self._running: dict[str, tuple[Book, Account]] = {}
+        self._touched: dict[str, None] = {}  # workers where somebody might get in now
+        self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._fading: list[tuple[float, int, Book, Account, float]] = []
+        self._number = count()
+
+    def book(self, worker: Worker) -> Book:
+        """The accounts of a worker."""
+        book = self.books.get(worker.id)
+        if book is None:
+            book = self.books[worker.id] = Book(worker)
+        return book
+
+    def arrived(self, step: Step, worker: Worker, tokens: int, now: float, *, passes: bool = False) -> bool:
+        """A step that will make its session's context `tokens` long comes to the gate of a worker.
+
+        Whether it may go now, as it must with `passes`. Else it is held until `admitted` names it or it has `ended`.
+        """
+        book = self.book(worker)
+        account = book.account(step.session)
+        if passes or account.leased or not book.capacity or (not book.waiting and self._fits(book, account, tokens)):
+            self._begin(step, book, tokens, now)
+            return True
+        since = self._ages.pop((step.branch.id, step.link), now)
+        bound = max(SHORTEST, PATIENCE * book.cost)
+        held = Held(step, tokens, since, since + bound, max(now, since + STATED * bound))
+        account.held[step.id] = held
+        self.held[step.id] = held, book, account
+        book.wanted += tokens
+        book.settle(account)
+        self._touched[worker.id] = None
+        return False
+
+    def ended(self, step: Step, now: float) -> None:
+        """The step has left its worker, or the gate; `step.usage` is known where it ended well."""
+        if (held := self._unhold(step)) is not None:
+            self._ages[step.branch.id, step.link] = held.since
+            if len(self._ages) > AGES:
+                self._ages.popitem(last=False)
+            return
+        found = self._running.pop(step.id, None)
+        if found is None:
+            return
+        book, account = found
+        del account.running[step.id]
+        if step.dispatched is not None:
+            account.attained += now - step.dispatched
+        if (home := book.of.get(step.session)) is not None and step.usage.prompt:
+            shared = home.shared.setdefault(step.session, step.usage.cached)
+            home.contexts[step.session] = max(0, step.usage.prompt + step.usage.output - shared)
+            book.settle(home)
+        if not account.running:
+            account.since, account.gap = now, self._knowledge.gap(step.branch)
+            self._look_again(book, account, now)
+        book.settle(account)
+        self._touched[book.worker.id] = None
+
+    def gone(self, session: Session, worker: str | None = None) -> None:
+        """The session makes no further call, or none on one worker."""
+        for name in [worker] if worker is not None else [name for name, _ in session.seats.values()]:
+            if (book := self.books.get(name)) is not None:
+                book.drop(session)
+                self._touched[name] = None
+
+    def lost(self, worker: Worker) -> list[Step]:
+        """What the worker held is gone. Returns the steps that were held there, which are not any more."""
+        book = self.books.get(worker.id)
+        if book is None:
+            return []
+        for session in list(book.of):
+            book.drop(session)
+        steps = [step for account in list(book.waiting) for step in account.held.values()]
+        for held in steps:
+            self._unhold(held.step)
+        return [held.step for held in steps]
+
+    def admitted(self, now: float, *, everywhere: bool) -> list[Admitted]:
+        """The held steps that go now: on workers of which something has changed, or everywhere."""
+        names = list(self.books if everywhere else self._touched)
+        self._touched = {}
+        return [one for name in names if self.books[name].waiting for one in self._let_in(self.books[name], now)]
+
+    def faded(self, now: float) -> None:
+        """Count idle workflows for less as the chance of their return sinks."""
+        while self._fading and self._fading[0][0] <= now:
+            _, _, book, account, since = heapq.heappop(self._fading)
+            if account.running or account.since != since or account.gap is None:
+                continue
+            account.alive = 1.0 - account.gap.never_after(now - since)
+            if account.alive < GONE:
+                account.leased = False
+            else:
+                self._look_again(book, account, now)
+            book.settle(account)
+            self._touched[book.worker.id] = None
+
+    def leased(self, session: Session, worker: str) -> bool:
+        """Whether the session's workflow has a lease on the worker."""
+        account = self.books[worker].of.get(session) if worker in self.books else None
+        return account is not None and account.leased
+
+    def changed(self) -> list[tuple[Session, str]]:
+        """The idle sessions that got or lost a lease since the last call, and where."""
+        found = []
+        for name, book in self.books.items():
+            for account in book.changed:
+                account.told = account.leased
+                found += [(session, name) for session in account.contexts if not session.running]
+            book.changed.clear()
+        return found
+
+    def check(self) -> None:
+        """Raise AssertionError where a sum and what it counts disagree. For tests."""
+        for book in self.books.values():
+            book.check()
+        assert self.held.keys() == {name for book in self.books.values() for one in book.waiting for name in one.held}
+        accounts = [account for book in self.books.values() for account in book.accounts.values()]
+        assert self._running.keys() == {name for account in accounts for name in account.running}
+        assert all(b.wanted == sum(h.tokens for a in b.waiting for h in a.held.values()) for b in self.books.values())
+
+    def _begin(self, step: Step, book: Book, tokens: int, now: float) -> None:
+        """The step goes to the book's worker: its workflow has a lease there."""
+        account, session = book.account(step.session), step.session
+        account.leased, account.alive = True, 1.0
+        account.running[step.id] = tokens
+        self._running[step.id] = book, account
+        account.contexts[session] = max(account.contexts[session], tokens + GROWTH - account.shared.get(session, 0))
+        book.settle(account)
+        if book.room < 0:
+            self._revoke(book, self._victims(book, now), 0)
+
+    def _unhold(self, step: Step) -> Held | None:
+        """The step is not held any more."""
+        found = self.held.pop(step.id, None)
+        if found is None:
+            return None
+        held, book, account = found
+        del account.held[step.id]
+        book.wanted -= held.tokens
+        book.settle(account)
+        self._touched[book.worker.id] = None
+        return held
+
+    def _look_again(self, book: Book, account: Account, now: float) -> None:
+        idle = now - account.since
+        again = account.since + max(SOONEST_LOOK, RENEWED * idle)
+        heapq.heappush(self._fading, (again, next(self._number), book, account, account.since))
+
+    def _fits(self, book: Book, account: Account, tokens: int) -> bool:
+        """Whether there is room for a workflow without a lease, one of whose sessions grows to `tokens`."""
+        return not book.claimed or account.tokens + tokens + GROWTH <= book.room
+
+    def _need(self, account: Account) -> int:
+        """The tokens that a workflow without a lease will count for with all its held steps."""
+        more = (held.tokens + GROWTH - account.shared.get(held.step.session, 0) - account.contexts[held.step.session]
+                for held in account.held.values() if held.step.session in account.contexts)  # fmt: skip
+        return account.tokens + sum(max(0, one) for one in more)
+
+    def _let_in(self, book: Book, now: float) -> list[Admitted]:
+        """Let in whom there is room for, until nobody moves."""
+        admitted: list[Admitted] = []
+        while book.waiting:
+            late = [one for one in book.waiting if min(h.overdue for h in one.held.values()) <= now]
+            if late:
+                order = [min(late, key=_since)]
+            else:
+                order = sorted(book.waiting, key=lambda one: one.attained + _since(one))[:BACKFILL]
+            victims = self._victims(book, now)
+            moved = next((found for one in order if (found := self._try(book, one, victims, now, bool(late)))), None)
+            if moved is None:
+                break
+            admitted += moved
+        return admitted
+
+    def _try(
+        self, book: Book, account: Account, victims: list[tuple[float, Account]], now: float, late: bool
+    ) -> list[Admitted]:
+        """Let a workflow's held steps in, if there is or can be made room for them; else none."""
+        need, room = self._need(account), book.room
+        if need <= room or not book.claimed:
+            return self._grant(book, account, book, now, "room")
+        price = max(1.0, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
+        limit = INFINITY if late or not book.worker.running else price / book.capacity
+        cheap = [one for index, one in victims if index < limit]
+        freed = 0
+        for number, victim in enumerate(cheap, 1):
+            freed += victim.claim
+            if need <= room + freed:
+                self._revoke(book, victims[:number], need)
+                return self._grant(book, account, book, now, "overdue" if late else "revoked idle")
+        if late and (freed >= book.claimed or _deadline(account) <= now):
+            self._revoke(book, victims, need)
+            return self._grant(book, account, book, now, "overdue" if freed >= book.claimed else "deadline")
+        if (other := self._elsewhere(book, account, need, now)) is not None:
+            return self._grant(book, account, other, now, "moved")
+        return []
+
+    def _grant(self, book: Book, account: Account, to: Book, now: float, why: str) -> list[Admitted]:
+        granted = []
+        for held in list(account.held.values()):
+            self._unhold(held.step)
+            if to is not book:
+                book.drop(held.step.session)
+            self._begin(held.step, to, held.tokens, now)
+            granted.append(Admitted(held.step, to.worker, held.tokens, now - held.since, why))
+        return granted
+
+    def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:
+        """The idle workflows with a lease, those first whose KV is worth least."""
+        found = [(self._index(book, one, now), number, one) for number, one in enumerate(book.idle)]
+        return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
+
+    def _index(self, book: Book, account: Account, now: float) -> float:
+        """What keeping an idle workflow's KV saves: worker seconds for each second and token."""
+        if account.gap is None or not account.tokens:
+            return 0.0
+        idle = max(now - account.since, SOONEST)
+        return account.gap.index(idle) * book.worker.rates.recompute(account.tokens) / account.tokens
+
+    def _revoke(self, book: Book, victims: list[tuple[float, Account]], need: int) -> None:
+        """Take leases from these, in their order, until there is room."""
+        for _, victim in victims:
+            if book.room >= need:
+                return
+            victim.leased = False
+            book.settle(victim)
+
+    def _elsewhere(self, book: Book, account: Account, need: int, now: float) -> Book | None:
+        """Another worker with room and nobody held, once the wait is longer than computing anew what would be left."""
+        worker = book.worker
+        left = sum(sum(worker.residency.tokens(held.step.branch.id)) for held in account.held.values())
+        if now - _since(account) <= worker.rates.recompute(left):
+            return None
+        models = {held.step.model for held in account.held.values()}
+        able = [
+            other for other in self.books.values()
+            if other is not book and other.worker.pool == worker.pool and other.worker.state == "up"
+            and models <= other.worker.models and not other.waiting and need <= other.room
+        ]  # fmt: skip
+        return max(able, key=lambda other: other.room, default=None)
+
+
+def _since(account: Account) -> float:
+    return min(held.since for held in account.held.values())
+
+
+def _deadline(account: Account) -> float:
+    return min(held.deadline for held in account.held.values())
