@@ -8,7 +8,7 @@ from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
 from scheduler.workers import Worker
 
-SHARE = 0.95  # of the capacity, that claims may take
+SHARE = 1.0  # of the capacity, that claims may take
 OVERLAP = 0.4  # of the device memory, that counts beside a host tier
 GROWTH = 256  # tokens that the claim of a running step has beyond its prompt, for its answer
 
@@ -64,6 +64,7 @@ class Book:
         self.changed: dict[Account, None] = {}  # idle ones whose engine is to be told of their lease, or its end
         self.claimed = 0
         self.cost = 0.0
+        self.prefills: dict[str, float] = {}  # of steps without a first token, in expected seconds
         self.wanted = 0  # tokens of the contexts of held steps
 
     @property

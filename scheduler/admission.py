@@ -25,7 +25,9 @@ from scheduler.workers import Worker
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
 PATIENCE = 1.5  # times what computing all once more takes: then a hold is overdue
 STATED = 2.0  # times that: its deadline
-PRICE, EASING = 8.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+FLOOR = 1.0
+PRICE, EASING = 1.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
 BACKFILL = 8  # accounts that are tried, in their order
 MARGIN = 512  # tokens that a step must find beyond its context
 GONE = 0.05  # the chance of a return below which a workflow counts for nothing
@@ -87,6 +89,11 @@ class Gate:
         self._touched[worker.id] = None
         return False
 
+    def first_token(self, step: Step) -> None:
+        """The step's prefill is over."""
+        if (found := self._running.get(step.id)) is not None and found[0].prefills.pop(step.id, None) is not None:
+            self._touched[found[0].worker.id] = None
+
     def ended(self, step: Step, now: float) -> None:
         """The step has left its worker, or the gate; `step.usage` is known where it ended well."""
         if (held := self._unhold(step)) is not None:
@@ -99,6 +106,7 @@ class Gate:
             return
         book, account = found
         del account.running[step.id]
+        book.prefills.pop(step.id, None)
         if step.dispatched is not None:
             account.attained += now - step.dispatched
         if (home := book.of.get(step.session)) is not None and step.usage.prompt:
@@ -180,6 +188,8 @@ class Gate:
         account.leased, account.alive = True, 1.0
         account.running[step.id] = tokens
         self._running[step.id] = book, account
+        had = sum(book.worker.residency.tokens(step.branch.id))
+        book.prefills[step.id] = book.worker.rates.seconds(had, tokens)
         account.contexts[session] = max(account.contexts[session], tokens + GROWTH - account.shared.get(session, 0))
         book.settle(account)
         if book.room < 0:
@@ -215,7 +225,7 @@ class Gate:
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
         """Let in whom there is room for, until nobody moves."""
         admitted: list[Admitted] = []
-        while book.waiting:
+        while book.waiting and sum(book.prefills.values()) < AHEAD:
             late = [one for one in book.waiting if min(h.overdue for h in one.held.values()) <= now]
             if late:
                 order = [min(late, key=_since)]
@@ -235,7 +245,7 @@ class Gate:
         need, room = self._need(account), book.room
         if need <= room or not book.claimed:
             return self._grant(book, account, book, now, "room")
-        price = max(1.0, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
+        price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
         limit = INFINITY if late or not book.worker.running else price / book.capacity
         cheap = [one for index, one in victims if index < limit]
         freed = 0

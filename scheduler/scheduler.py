@@ -233,6 +233,7 @@ class Scheduler:
     def _first_token(self, event: FirstToken, now: float) -> list[Action]:
         if (step := self.running.get(event.step)) and step.first_token is None:
             step.first_token = now
+            self.gate.first_token(step)
             if step.decision is not None and step.dispatched is not None:
                 worker = self.workers[step.decision.worker]
                 step.prefill, worker.served = now - max(step.dispatched, worker.served), now

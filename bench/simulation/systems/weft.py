@@ -24,11 +24,13 @@ from scheduler.events import (
 from scheduler.identity import Identity
 from scheduler.keeping import role_owner
 from scheduler.prompt import Answer, ToolCall
+from scheduler.residency import Residency
 from scheduler.scheduler import Scheduler
 from scheduler.template import Template
 
 if TYPE_CHECKING:
     from bench.simulation.cluster import Cluster
+    from bench.simulation.engine import Engine
 
 MODEL = "model"
 CHARACTERS = 4  # a token
@@ -108,9 +110,19 @@ class Weft(WeftAttached):
         self._latest: dict[str, Piece] = {}  # the prompt of its latest step
         self._ticks = 0
         super().__init__(cluster)
+        for engine in cluster.engines:
+            self.scheduler.workers[_worker(engine.index)].residency = _Seen(self, engine)
 
     def policy(self) -> Policy:
         return Retention()
+
+    def resident(self, engine: Engine, owner: str) -> tuple[int, int]:
+        """Tokens of an owner's latest prompt and answer on the device, and beyond those in the host tier."""
+        piece = self._latest.get(self._names.get(owner, ""))
+        if piece is None:
+            return 0, 0
+        device, all_ = engine.resident(piece)
+        return device, all_ - device
 
     def finished(self, turn: Turn) -> None:
         if turn.record.error is None:
@@ -191,6 +203,18 @@ class WeftHinted(Weft):
 
     def ended(self, run: Run) -> None:
         self._handle(WorkflowFinished(run.tenant, run.id))
+
+
+class _Seen(Residency):
+    """What an engine with our plug-in reports, at once."""
+
+    def __init__(self, weft: Weft, engine: Engine) -> None:
+        super().__init__()
+        self.reports = True
+        self._weft, self._engine = weft, engine
+
+    def tokens(self, owner: str) -> tuple[int, int]:
+        return self._weft.resident(self._engine, owner)
 
 
 def _step(turn: Turn) -> str:
