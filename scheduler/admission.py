@@ -23,16 +23,16 @@ from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
-PATIENCE = 1.5  # times what computing all once more takes: then a hold is overdue
+PATIENCE = 1.8  # times what computing all once more takes: then a hold is overdue
 STATED = 2.0  # times that: its deadline
-FLOOR = 1.0
-PRICE, EASING = 1.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+FLOOR = 0.6
+PRICE, EASING = 0.6, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
 AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
-BACKFILL = 8  # accounts that are tried, in their order
 MARGIN = 512  # tokens that a step must find beyond its context
 GONE = 0.05  # the chance of a return below which a workflow counts for nothing
 RENEWED = 1.25  # the growth of an idle time until the chance of a return is looked at anew
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
+GLOBAL, MOVE = 1, 0.0
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
 SOONEST_LOOK = 5.0  # seconds until the chance of a return is looked at the first time
 INFINITY = float("inf")
@@ -61,6 +61,7 @@ class Gate:
         self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
         self._fading: list[tuple[float, int, Book, Account, float]] = []
         self._number = count()
+        self._due: list[tuple[float, int, str]] = []  # deadlines
 
     def book(self, worker: Worker) -> Book:
         """The accounts of a worker."""
@@ -84,6 +85,7 @@ class Gate:
         held = Held(step, tokens, since, since + bound, max(now, since + STATED * bound))
         account.held[step.id] = held
         self.held[step.id] = held, book, account
+        heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
         book.wanted += tokens
         book.settle(account)
         self._touched[worker.id] = None
@@ -142,7 +144,17 @@ class Gate:
         """The held steps that go now: on workers of which something has changed, or everywhere."""
         names = list(self.books if everywhere else self._touched)
         self._touched = {}
-        return [one for name in names if self.books[name].waiting for one in self._let_in(self.books[name], now)]
+        due = self._due_now(now) if everywhere else []
+        return due + [one for name in names for one in self._let_in(self.books[name], now)]
+
+    def _due_now(self, now: float) -> list[Admitted]:
+        found: list[Admitted] = []
+        while self._due and self._due[0][0] <= now + 1.0:
+            held, book, account = self.held.get(heapq.heappop(self._due)[2], (None, None, None))
+            if held is not None and book is not None and account is not None:
+                self._revoke(book, self._victims(book, now), self._need(account))
+                found += self._grant(book, account, book, now, "deadline")
+        return found
 
     def faded(self, now: float) -> None:
         """Count idle workflows for less as the chance of their return sinks."""
@@ -223,28 +235,41 @@ class Gate:
         return account.tokens + sum(max(0, one) for one in more)
 
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
-        """Let in whom there is room for, until nobody moves."""
+        """Let in who has waited longest, as long as the worker has little to prefill and there is room."""
         admitted: list[Admitted] = []
-        while book.waiting and sum(book.prefills.values()) < AHEAD:
-            late = [one for one in book.waiting if min(h.overdue for h in one.held.values()) <= now]
-            if late:
-                order = [min(late, key=_since)]
-            else:
-                order = sorted(book.waiting, key=lambda one: one.attained + _since(one))[:BACKFILL]
-            victims = self._victims(book, now)
-            moved = next((found for one in order if (found := self._try(book, one, victims, now, bool(late)))), None)
-            if moved is None:
+        while sum(book.prefills.values()) < AHEAD:
+            moved: list[Admitted] = []
+            for home, account in self._heads(book, now):
+                moved = self._try(book, home, account, now)
+                if moved:
+                    break
+            if not moved:
                 break
             admitted += moved
         return admitted
 
-    def _try(
-        self, book: Book, account: Account, victims: list[tuple[float, Account]], now: float, late: bool
-    ) -> list[Admitted]:
-        """Let a workflow's held steps in, if there is or can be made room for them; else none."""
+    def _heads(self, book: Book, now: float) -> list[tuple[Book, Account]]:
+        """Who has waited longest at the worker, and at any of its pool if it may move; the longest first."""
+        found = []
+        if book.waiting:
+            found.append((book, min(book.waiting, key=_since)))
+        if GLOBAL and book.worker.state == "up":
+            others = [(_since(head), n, other, head) for n, other in enumerate(self.books.values())
+                      if other is not book and other.waiting and other.worker.pool == book.worker.pool
+                      for head in [min(other.waiting, key=_since)]]
+            for since, _, other, head in sorted(others, key=lambda o: o[:2])[:1]:
+                left = sum(sum(other.worker.residency.tokens(held.step.branch.id)) for held in head.held.values())
+                if now - since > other.worker.rates.recompute(left) + MOVE:
+                    found.append((other, head))
+        return sorted(found, key=lambda one: _since(one[1]))
+
+    def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
+        """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
         need, room = self._need(account), book.room
         if need <= room or not book.claimed:
-            return self._grant(book, account, book, now, "room")
+            return self._grant(home, account, book, now, "room")
+        late = min(held.overdue for held in account.held.values()) <= now
+        victims = self._victims(book, now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
         limit = INFINITY if late or not book.worker.running else price / book.capacity
         cheap = [one for index, one in victims if index < limit]
@@ -253,11 +278,11 @@ class Gate:
             freed += victim.claim
             if need <= room + freed:
                 self._revoke(book, victims[:number], need)
-                return self._grant(book, account, book, now, "overdue" if late else "revoked idle")
-        if late and (freed >= book.claimed or _deadline(account) <= now):
+                return self._grant(home, account, book, now, "overdue" if late else "revoked idle")
+        if late and freed >= book.claimed:
             self._revoke(book, victims, need)
-            return self._grant(book, account, book, now, "overdue" if freed >= book.claimed else "deadline")
-        if (other := self._elsewhere(book, account, need, now)) is not None:
+            return self._grant(home, account, book, now, "overdue")
+        if home is book and (other := self._elsewhere(book, account, need, now)) is not None:
             return self._grant(book, account, other, now, "moved")
         return []
 
