@@ -23,10 +23,10 @@ from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
-PATIENCE = 1.8  # times what computing all once more takes: then a hold is overdue
+PATIENCE = 2.2  # times what computing all once more takes: then a hold is overdue
 STATED = 2.0  # times that: its deadline
 FLOOR = 0.6
-PRICE, EASING = 0.6, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+PRICE, EASING = 4.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
 AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
 MARGIN = 512  # tokens that a step must find beyond its context
 GONE = 0.05  # the chance of a return below which a workflow counts for nothing
