@@ -33,7 +33,7 @@ class Account:
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
     It is idle since `since`, with `gap` as what is known of its return, and has been served for `attained` seconds.
-    `alive` is the chance that it makes another call; `claim` and `cost` are what it counts for in its book.
+    `alive` is the chance that it makes another call; `live`, `claim` and `cost` are what it counts for in its book.
     """
 
     workflow: Workflow
@@ -48,6 +48,7 @@ class Account:
     attained: float = 0.0
     alive: float = 1.0
     tokens: int = 0
+    live: int = 0
     claim: int = 0
     cost: float = 0.0
 
@@ -64,6 +65,7 @@ class Book:
         self.changed: dict[Account, None] = {}  # idle ones whose engine is to be told of their lease, or its end
         self.claimed = 0
         self.cost = 0.0
+        self.demand = 0  # tokens of all that may still call
         self.prefills: dict[str, float] = {}  # of steps without a first token, in expected seconds
         self.wanted = 0  # tokens of the contexts of held steps
 
@@ -108,12 +110,11 @@ class Book:
         """Something of the account has changed: count it anew. One without sessions is gone."""
         rates = self.worker.rates
         account.tokens = sum(account.contexts.values())
-        claim, cost = 0, 0.0
-        if account.running:
-            claim, cost = account.tokens, rates.recompute(account.tokens)
-        elif account.contexts:
-            claim = int(account.tokens * account.alive) if account.leased else 0
-            cost = rates.recompute(account.tokens) * account.alive
+        live = account.tokens if account.running else int(account.tokens * account.alive)
+        claim = live if account.leased else 0
+        cost = rates.recompute(account.tokens) * live / account.tokens if live else 0.0
+        self.demand += live - account.live
+        account.live = live
         self.claimed += claim - account.claim
         self.cost += cost - account.cost
         account.claim, account.cost = claim, cost

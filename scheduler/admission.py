@@ -23,7 +23,7 @@ from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
-PATIENCE = 2.2  # times what computing all once more takes: then a hold is overdue
+PATIENCE = 1.1  # times what computing all once more takes: then a hold is overdue
 STATED = 2.0  # times that: its deadline
 FLOOR = 0.6
 PRICE, EASING = 4.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
@@ -33,6 +33,7 @@ GONE = 0.05  # the chance of a return below which a workflow counts for nothing
 RENEWED = 1.25  # the growth of an idle time until the chance of a return is looked at anew
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
 GLOBAL, MOVE = 1, 0.0
+SLOPE = 1.6
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
 SOONEST_LOOK = 5.0  # seconds until the chance of a return is looked at the first time
 INFINITY = float("inf")
@@ -81,7 +82,7 @@ class Gate:
             self._begin(step, book, tokens, now)
             return True
         since = self._ages.pop((step.branch.id, step.link), now)
-        bound = max(SHORTEST, PATIENCE * book.cost)
+        bound = max(SHORTEST, PATIENCE * book.cost * max(1.0, book.demand / book.capacity) ** SLOPE)
         held = Held(step, tokens, since, since + bound, max(now, since + STATED * bound))
         account.held[step.id] = held
         self.held[step.id] = held, book, account
@@ -254,9 +255,12 @@ class Gate:
         if book.waiting:
             found.append((book, min(book.waiting, key=_since)))
         if GLOBAL and book.worker.state == "up":
-            others = [(_since(head), n, other, head) for n, other in enumerate(self.books.values())
-                      if other is not book and other.waiting and other.worker.pool == book.worker.pool
-                      for head in [min(other.waiting, key=_since)]]
+            others = [
+                (_since(head), n, other, head)
+                for n, other in enumerate(self.books.values())
+                if other is not book and other.waiting and other.worker.pool == book.worker.pool
+                for head in [min(other.waiting, key=_since)]
+            ]
             for since, _, other, head in sorted(others, key=lambda o: o[:2])[:1]:
                 left = sum(sum(other.worker.residency.tokens(held.step.branch.id)) for held in head.held.values())
                 if now - since > other.worker.rates.recompute(left) + MOVE:

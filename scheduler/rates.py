@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 FIRST, CLASSES = 8, 13  # of positions: below 2^8 tokens, then each doubling up to 2^20
-FEWEST = 128  # tokens; of a shorter prefill most of the time is the engine's step
+FEWEST, LEAST = 128, 1 / 8  # tokens, and share of the prompt; shorter prefills take the time of a step, or of a load
 UNKNOWN = 2e-4  # seconds a token, until something is learned
-RECENT = 0.05  # the least weight of a new sample
+QUICK = 0.25  # the quantile that is learned: slower ones waited for memory, or for a load from the host tier
+PACE = 0.2  # by how much a sample moves the estimate, as a logarithm, and the estimate's way from it
 
 
 class Rates:
     """Learned from steps that have ended: attention makes late tokens dearer, so each class of positions is apart."""
 
     def __init__(self) -> None:
-        self._seconds = [0.0] * CLASSES
-        self._count = [0] * CLASSES
+        self._known: list[float | None] = [None] * CLASSES
         self._filled: list[float] = [UNKNOWN] * CLASSES
 
     def learn(self, cached: int, prompt: int, seconds: float) -> None:
         """A worker took so long for the tokens of a prompt that its cache did not have, and did no other prefill."""
         new = prompt - cached
-        if new < FEWEST or seconds <= 0:
+        if new < max(FEWEST, LEAST * prompt) or seconds <= 0:
             return
-        at = _class((cached + prompt) // 2)
-        self._count[at] += 1
-        share = max(1 / self._count[at], RECENT)
-        self._seconds[at] += share * (seconds / new - self._seconds[at])
+        at, sample = _class((cached + prompt) // 2), seconds / new
+        known = self._known[at]
+        if known is None:
+            self._known[at] = sample
+        else:
+            share = 1 - QUICK if sample < known else QUICK
+            self._known[at] = known * (sample / known) ** (PACE * share)
         self._fill()
 
     def recompute(self, tokens: int) -> float:
@@ -42,10 +45,9 @@ class Rates:
 
     def _fill(self) -> None:
         """What is not known of a class is as of the nearest one before, else after."""
-        known = next(s for s, n in zip(self._seconds, self._count, strict=True) if n)
-        for at in range(CLASSES):
-            known = self._seconds[at] if self._count[at] else known
-            self._filled[at] = known
+        known = next(one for one in self._known if one is not None)
+        for at, own in enumerate(self._known):
+            known = self._filled[at] = own if own is not None else known
 
 
 def _class(position: int) -> int:
