@@ -15,7 +15,7 @@ class Retention(Foretold):
     """Dead, then unknown, then unleased by index, then leased by index, the lowest first.
 
     The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
-    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others while
+    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others, leased or not, while
     its step waits, and the last to come goes first of them. Times are taken as the middle of a bin, so that ranks hold
     for a while: a curve is dear to look up, and has coarser bins itself.
     """
@@ -26,7 +26,7 @@ class Retention(Foretold):
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
         hint = self._hints.get(owner)
         if (need := self.need(owner)) is not None:
-            return (LEASED if hint is not None and hint.leased else KNOWN, need), INFINITY
+            return (LEASED, need), INFINITY
         if hint is None:
             return UNTOLD, INFINITY
         index, until = _index(hint, now)

@@ -73,6 +73,8 @@ class Book:
     def capacity(self) -> int:
         """Tokens that claims are measured against; 0: unknown, and nothing is held."""
         worker = self.worker
+        if not worker.kv_tokens:
+            return 0
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
 
     @property

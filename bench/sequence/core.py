@@ -41,7 +41,8 @@ class Brain:
         if not abilities["eviction"]:
             raise RuntimeError(f"the plug-in does not keep the KV: {abilities}")
         fetches = bool(abilities["prefetch"])
-        self.scheduler.handle(WorkerUp("w", "pool", (MODEL,), "1", 1, tier_tokens, True, fetches), clock.now)
+        # One call at a time: without a size the gate holds nobody.
+        self.scheduler.handle(WorkerUp("w", "pool", (MODEL,), "1", 0, tier_tokens, True, fetches), clock.now)
         self._declared: set[str] = set()
         self._messages = 0
         self._ticked = 0.0
