@@ -15,9 +15,9 @@ class Retention(Foretold):
     """Dead, then unknown, then unleased by index, then leased by index, the lowest first.
 
     The index of an owner idle for s seconds is max over h of P(G <= s+h | G > s) / E[min(G-s, h) | G > s], which its
-    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others, leased or not, while
-    its step waits, and the last to come goes first of them. Times are taken as the middle of a bin, so that ranks hold
-    for a while: a curve is dear to look up, and has coarser bins itself.
+    curve gives, times its seconds per token; 1 / seconds to come where its next use is foretold; above all others,
+    leased or not, while its step waits, and the last to come goes first of them. Times are taken as the middle of a
+    bin, so that ranks hold for a while: a curve is dear to look up, and has coarser bins itself.
     """
 
     name = "retention"
