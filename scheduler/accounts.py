@@ -10,7 +10,7 @@ from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
 OVERLAP = 0.4  # of the device memory, that counts beside a host tier
-GROWTH = 256  # tokens that the claim of a running step has beyond its prompt, for its answer
+GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,11 @@ class Book:
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
 
     @property
+    def growth(self) -> int:
+        """Tokens that the claim of a running step has beyond its prompt, for its answer."""
+        return min(GROWTH, int(MOST * self.worker.kv_tokens))
+
+    @property
     def room(self) -> float:
         """Tokens that are left for claims."""
         return SHARE * self.capacity - self.claimed
@@ -123,8 +128,9 @@ class Book:
         _list(self.idle, account, account.leased and not account.running and bool(account.contexts))
         _list(self.waiting, account, bool(account.held))
         _list(self.changed, account, account.leased != account.told and not account.running and bool(account.contexts))
-        if not account.contexts and not account.running and not account.held:
-            self.accounts.pop(account.workflow, None)
+        over = not account.contexts and not account.running and not account.held
+        if over and self.accounts.get(account.workflow) is account:
+            del self.accounts[account.workflow]
 
     def check(self) -> None:
         """Raise AssertionError where a sum and what it counts disagree."""

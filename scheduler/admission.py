@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import GROWTH, Account, Book, Held
+from scheduler.accounts import Account, Book, Held
 from scheduler.graph import Session, Step
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
@@ -153,7 +153,7 @@ class Gate:
         while self._due and self._due[0][0] <= now + 1.0:
             held, book, account = self.held.get(heapq.heappop(self._due)[2], (None, None, None))
             if held is not None and book is not None and account is not None:
-                self._revoke(book, self._victims(book, now), self._need(account))
+                self._revoke(book, self._victims(book, now), self._need(book, account))
                 found += self._grant(book, account, book, now, "deadline")
         return found
 
@@ -203,7 +203,9 @@ class Gate:
         self._running[step.id] = book, account
         had = sum(book.worker.residency.tokens(step.branch.id))
         book.prefills[step.id] = book.worker.rates.seconds(had, tokens)
-        account.contexts[session] = max(account.contexts[session], tokens + GROWTH - account.shared.get(session, 0))
+        account.contexts[session] = max(
+            account.contexts[session], tokens + book.growth - account.shared.get(session, 0)
+        )
         book.settle(account)
         if book.room < 0:
             self._revoke(book, self._victims(book, now), 0)
@@ -227,12 +229,15 @@ class Gate:
 
     def _fits(self, book: Book, account: Account, tokens: int) -> bool:
         """Whether there is room for a workflow without a lease, one of whose sessions grows to `tokens`."""
-        return not book.claimed or account.tokens + tokens + GROWTH <= book.room
+        return not book.claimed or account.tokens + tokens + book.growth <= book.room
 
-    def _need(self, account: Account) -> int:
+    def _need(self, book: Book, account: Account) -> int:
         """The tokens that a workflow without a lease will count for with all its held steps."""
-        more = (held.tokens + GROWTH - account.shared.get(held.step.session, 0) - account.contexts[held.step.session]
-                for held in account.held.values() if held.step.session in account.contexts)  # fmt: skip
+        more = []
+        for held in account.held.values():
+            if (session := held.step.session) in account.contexts:
+                own = held.tokens + book.growth - account.shared.get(session, 0)
+                more.append(own - account.contexts[session])
         return account.tokens + sum(max(0, one) for one in more)
 
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
@@ -269,7 +274,7 @@ class Gate:
 
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
-        need, room = self._need(account), book.room
+        need, room = self._need(book, account), book.room
         if need <= room or not book.claimed:
             return self._grant(home, account, book, now, "room")
         late = min(held.overdue for held in account.held.values()) <= now

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from scheduler.graph import Branch, Step
 
-FIRST = 2048  # tokens of a prompt of which nothing is known
-MORE = 256  # tokens that a prompt grows by, where its size is not told
 RECENT = 0.02  # the least weight of a new sample
 MOST_MODELS = 1024
 
@@ -15,6 +13,7 @@ class Sizes:
 
     def __init__(self) -> None:
         self._ratios: dict[str, tuple[float, int]] = {}  # tokens a unit, samples
+        self._usual = 0.0  # tokens of a prompt
 
     def learn(self, step: Step) -> None:
         """The step has ended, and its usage is known."""
@@ -23,6 +22,7 @@ class Sizes:
             return
         branch.tokens, branch.size = usage.prompt + usage.output, step.size
         branch.answer = usage.output
+        self._usual += RECENT * (usage.prompt - self._usual)
         if step.size:
             ratio, samples = self._ratios.pop(step.model, (0.0, 0))
             share = max(1 / (samples + 1), RECENT)
@@ -32,11 +32,11 @@ class Sizes:
                 del self._ratios[next(iter(self._ratios))]
 
     def expected(self, step: Step) -> int:
-        """The tokens of its prompt."""
+        """The tokens of its prompt: without a size as many as there are already, of a new branch as is usual."""
         branch: Branch = step.branch
         ratio, samples = self._ratios.get(step.model, (0.0, 0))
         if not step.size or not samples:
-            return branch.tokens + MORE if branch.tokens else FIRST
+            return branch.tokens or int(self._usual)
         if not branch.size:
             return int(ratio * step.size)
         return max(0, branch.tokens - branch.answer + int(ratio * (step.size - branch.size)))

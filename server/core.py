@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from scheduler.actions import Action, Advice, Cancel, Decision, Dispatch, Reject
+from scheduler.actions import Action, Advice, Cancel, Decision, Dispatch, Hold, Reject
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -36,6 +36,8 @@ from server.errors import ApiError
 log = structlog.get_logger("weft")
 
 FALLBACK = "core-failed, fewest-attempts"
+GRACE = 5.0  # seconds beyond its deadline that a hold may last
+RETRY_SOON = 1  # seconds until a step that was held may be sent again
 SESSION_HEADER = (0, 32)
 ADVICE = 10  # times that engines are told what has changed, in each tick
 _RELEASE = re.compile(r"(\d+)\.([1-9]\d+)")  # 0.1.dev: built from a source tree, of any age
@@ -84,12 +86,15 @@ class Endpoint:
 class Attempt:
     """One step in the relay's hands, from its arrival to its end: what happened to it, for those who watch.
 
-    Times are in seconds on the core's clock. `cut` ends the attempt on the worker at once, for a reason.
+    Times are in seconds on the core's clock. While a step is held, `decided` is what it waits for. `cut` ends the
+    attempt on the worker at once, for a reason.
     """
 
     call: Call
     arrived: float
     dispatch: Dispatch | None = None
+    hold: Hold | None = None
+    decided: asyncio.Future[Dispatch | Reject] | None = None
     dispatched: float | None = None
     first_token: float | None = None
     finished: float | None = None
@@ -109,7 +114,11 @@ class Attempt:
 
 @dataclass(eq=False)
 class Core:
-    """The one owner of the scheduler. If the scheduler fails, steps are still served, least-loaded, and counted."""
+    """The one owner of the scheduler. If the scheduler fails, steps are still served, least-loaded, and counted.
+
+    A stream is committed to status 200 once it has waited for `hold_commit_seconds`; a step that is not streamed is
+    held for at most `hold_unary_seconds`.
+    """
 
     scheduler: Scheduler = field(default_factory=Scheduler)
     watchers: list[Callable[[Attempt], None]] = field(default_factory=list)
@@ -120,6 +129,8 @@ class Core:
     in_flight: Counter[str] = field(default_factory=Counter)
     failures: int = 0
     draining: bool = False
+    hold_commit_seconds: float = 10.0
+    hold_unary_seconds: float = 50.0
 
     def __post_init__(self) -> None:
         # Epoch seconds that never step back.
@@ -134,15 +145,29 @@ class Core:
         """Whether a worker can serve and new work is welcome."""
         return bool(self.endpoints) and not self.draining
 
-    def arrive(self, call: Call, pinned: str | None = None) -> tuple[Attempt, Dispatch | Reject]:
+    def arrive(self, call: Call, pinned: str | None = None) -> tuple[Attempt, Dispatch | Hold | Reject]:
         """A step has come: schedule it. The caller ends the attempt with `end`, whatever happens."""
         attempt = self.attempts[call.id] = Attempt(call, self.now())
-        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned, call.prompt))
+        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned, call.prompt, len(call.body)))
         if step := self.scheduler.running.get(call.id):
             attempt.after, attempt.rule, attempt.role = step.after, step.rule, step.role
         return attempt, self._take(attempt, actions)
 
-    def failed(self, attempt: Attempt, reason: str, retryable: bool) -> Dispatch | Reject | None:
+    async def admitted(self, attempt: Attempt, hold: Hold, patience: float) -> Dispatch | Reject:
+        """Wait until a held step may go, at most `patience` seconds. One that the core forgets goes by the fallback."""
+        assert attempt.decided is not None
+        left = hold.deadline + GRACE - self.now()
+        try:
+            async with asyncio.timeout(min(patience, left)):
+                return await attempt.decided
+        except TimeoutError:
+            if patience < left:
+                text = f"held for {patience:g} s, as {hold.reason}; send it again, it keeps its place"
+                return Reject(attempt.call.id, 503, text, RETRY_SOON)
+            self.failed_to_learn(RuntimeError(f"step {attempt.call.id} was held beyond its deadline"))
+            return self._sent(attempt, self._fallback(attempt))
+
+    def failed(self, attempt: Attempt, reason: str, retryable: bool) -> Dispatch | Hold | Reject | None:
         """The attempt on its worker broke. Returns where to go next; None where the answer had begun."""
         self._leave_worker(attempt)
         actions = self._handle(StepFailed(attempt.call.id, reason, retryable))
@@ -208,7 +233,14 @@ class Core:
             elif isinstance(action, Advice):
                 for advise in self.advisors:
                     advise(action)
+            elif isinstance(action, Dispatch | Reject) and (attempt := self.attempts.get(action.step)):
+                self._decide(attempt, action)
         return actions
+
+    def _decide(self, attempt: Attempt, action: Dispatch | Reject) -> None:
+        """A held step is held no more."""
+        if attempt.decided is not None and not attempt.decided.done():
+            attempt.decided.set_result(self._sent(attempt, action))
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -223,9 +255,15 @@ class Core:
         self.failures += 1
         log.error("the core failed; steps are served without it", exc_info=error)
 
-    def _take(self, attempt: Attempt, actions: list[Action]) -> Dispatch | Reject:
-        action = next((a for a in actions if isinstance(a, Dispatch | Reject)), None)
-        action = action or self._fallback(attempt)
+    def _take(self, attempt: Attempt, actions: list[Action]) -> Dispatch | Hold | Reject:
+        mine = (a for a in actions if isinstance(a, Dispatch | Hold | Reject) and a.step == attempt.call.id)
+        action = next(mine, None) or self._fallback(attempt)
+        if isinstance(action, Hold):
+            attempt.hold, attempt.decided = action, asyncio.get_running_loop().create_future()
+            return action
+        return self._sent(attempt, action)
+
+    def _sent(self, attempt: Attempt, action: Dispatch | Reject) -> Dispatch | Reject:
         if isinstance(action, Dispatch):
             attempt.dispatch, attempt.dispatched = action, self.now()
             attempt.tried.append(action.decision.worker)

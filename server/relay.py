@@ -13,7 +13,7 @@ import orjson
 import structlog
 from starlette.responses import Response
 
-from scheduler.actions import Dispatch, Reject
+from scheduler.actions import Dispatch, Hold, Reject
 from server import errors, sse
 from server.call import Call, owned_body, owned_headers
 from server.core import Attempt, Core, Endpoint, bearer
@@ -28,10 +28,10 @@ Receive = Callable[[], Awaitable[Message]]
 
 CONNECT_SECONDS = 5.0
 STALL_SECONDS = 900.0  # a worker that sends nothing for so long
-COMMIT_SECONDS = 10.0  # until then a stream keeps its status and headers exact
 KEEP_ALIVE_SECONDS = 15.0
 SLOW_READER_SECONDS = 60.0
 WATCH_SECONDS = 5.0
+INFINITY = float("inf")
 LOST = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 _NOT_RELAYED = frozenset({
@@ -88,8 +88,10 @@ class Exchange(Response):
             guard.cancel()
             self.core.end(self.attempt, state)
 
-    async def _serve(self, action: Dispatch | Reject | None) -> str:
-        """Try workers until one has answered; return how it ended."""
+    async def _serve(self, action: Dispatch | Hold | Reject | None) -> str:
+        """Wait at the gate, try workers until one has answered; return how it ended."""
+        if isinstance(action, Hold):
+            action = await self._held(action)
         while isinstance(action, Dispatch):
             try:
                 return await self._attempt(self.attempt, action)
@@ -102,6 +104,15 @@ class Exchange(Response):
         if isinstance(action, Reject):
             await self._fail(ApiError(action.status, action.reason, retry_after=action.retry_after))
         return "rejected" if isinstance(action, Reject) else "failed"
+
+    async def _held(self, hold: Hold) -> Dispatch | Reject:
+        """Wait until the step may go. A client that has its headers already learns in a comment where it went."""
+        patience = INFINITY if self.call.stream else self.core.hold_unary_seconds
+        action = await self.core.admitted(self.attempt, hold, patience)
+        if self.started and isinstance(action, Dispatch):
+            said = "".join(f": {name}: {value}\n" for name, value in self._own_headers().items())
+            await self._write(said.encode("utf-8", "replace") + b"\n")
+        return action
 
     async def _attempt(self, attempt: Attempt, action: Dispatch) -> str:
         endpoint = self.core.endpoints.get(action.decision.worker)
@@ -225,6 +236,9 @@ class Exchange(Response):
             headers["x-weft-session"] = dispatch.session
             headers["x-weft-worker"] = dispatch.decision.worker
             headers["x-weft-decision"] = str(dispatch.decision)
+        elif hold := self.attempt.hold:
+            headers |= {"x-weft-workflow": hold.workflow, "x-weft-session": hold.session}
+            headers["x-weft-decision"] = f"held: {hold.reason}"
         return headers
 
     async def _guard(self, receive: Receive, task: asyncio.Task[Any]) -> None:
@@ -253,7 +267,7 @@ class Exchange(Response):
         """Between two events only: events are relayed whole, and nothing is being sent."""
         if not self.call.stream or self.attempt.finished is not None:
             return
-        if not self.started and now - self.opened >= COMMIT_SECONDS:
+        if not self.started and now - self.opened >= self.core.hold_commit_seconds:
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
             await self._write(self.call.dialect.ping)
         elif self.started and now - self.last_sent >= KEEP_ALIVE_SECONDS:

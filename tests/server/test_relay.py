@@ -173,7 +173,7 @@ async def test_a_silent_stream_is_kept_alive_and_a_late_error_comes_in_the_strea
     weft: Weft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "WATCH_SECONDS", 0.02)
-    monkeypatch.setattr(relay, "COMMIT_SECONDS", 0.05)
+    weft.core.hold_commit_seconds = 0.05
     monkeypatch.setattr(relay, "KEEP_ALIVE_SECONDS", 0.05)
     async with weft.chat({"silence": 0.4}, stream=True) as answer:
         body = await answer.read()
