@@ -52,6 +52,16 @@ class Account:
     claim: int = 0
     cost: float = 0.0
 
+    @property
+    def came(self) -> float:
+        """When the first of its held steps came."""
+        return min(held.since for held in self.held.values())
+
+    @property
+    def overdue(self) -> float:
+        """When the first of its held steps is overdue."""
+        return min(held.overdue for held in self.held.values())
+
 
 class Book:
     """The accounts on one life of a worker, and their sums."""
@@ -76,6 +86,11 @@ class Book:
         if not worker.kv_tokens:
             return 0
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
+
+    @property
+    def first(self) -> Account | None:
+        """The account of whoever has waited longest. O(those with held steps)."""
+        return min(self.waiting, key=lambda one: one.came) if self.waiting else None
 
     @property
     def growth(self) -> int:

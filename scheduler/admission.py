@@ -23,19 +23,22 @@ from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
-PATIENCE = 1.1  # times what computing all once more takes: then a hold is overdue
+PATIENCE, SLOPE = (
+    1.1,
+    1.6,
+)  # a hold is overdue after so many times what computing all once more takes, times the overload
 STATED = 2.0  # times that: its deadline
-FLOOR = 0.6
-PRICE, EASING = 4.0, 16.0  # the price with nobody held, and how fast it falls with the tokens that are wanted
+FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
+IDLE = 1.0  # the price of a second in which a worker has nothing to do
 AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
-MARGIN = 512  # tokens that a step must find beyond its context
-GONE = 0.05  # the chance of a return below which a workflow counts for nothing
-RENEWED = 1.25  # the growth of an idle time until the chance of a return is looked at anew
+GONE = 0.05  # the chance of a return below which a workflow has no lease
+FIRST_LOOK, RENEWED = (
+    5.0,
+    1.25,
+)  # seconds until that chance is looked at, and the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
-GLOBAL, MOVE = 1, 0.0
-SLOPE = 1.6
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
-SOONEST_LOOK = 5.0  # seconds until the chance of a return is looked at the first time
+TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
 
 
@@ -82,8 +85,9 @@ class Gate:
             self._begin(step, book, tokens, now)
             return True
         since = self._ages.pop((step.branch.id, step.link), now)
-        bound = max(SHORTEST, PATIENCE * book.cost * max(1.0, book.demand / book.capacity) ** SLOPE)
-        held = Held(step, tokens, since, since + bound, max(now, since + STATED * bound))
+        overload = max(1.0, book.demand / book.capacity)
+        bound = max(SHORTEST, PATIENCE * book.cost * overload**SLOPE)
+        held = Held(step, tokens, since, since + bound, max(now + TICK, since + STATED * bound))
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
@@ -145,17 +149,8 @@ class Gate:
         """The held steps that go now: on workers of which something has changed, or everywhere."""
         names = list(self.books if everywhere else self._touched)
         self._touched = {}
-        due = self._due_now(now) if everywhere else []
+        due = self._overdue(now) if everywhere else []
         return due + [one for name in names for one in self._let_in(self.books[name], now)]
-
-    def _due_now(self, now: float) -> list[Admitted]:
-        found: list[Admitted] = []
-        while self._due and self._due[0][0] <= now + 1.0:
-            held, book, account = self.held.get(heapq.heappop(self._due)[2], (None, None, None))
-            if held is not None and book is not None and account is not None:
-                self._revoke(book, self._victims(book, now), self._need(book, account))
-                found += self._grant(book, account, book, now, "deadline")
-        return found
 
     def faded(self, now: float) -> None:
         """Count idle workflows for less as the chance of their return sinks."""
@@ -224,7 +219,7 @@ class Gate:
 
     def _look_again(self, book: Book, account: Account, now: float) -> None:
         idle = now - account.since
-        again = account.since + max(SOONEST_LOOK, RENEWED * idle)
+        again = account.since + max(FIRST_LOOK, RENEWED * idle)
         heapq.heappush(self._fading, (again, next(self._number), book, account, account.since))
 
     def _fits(self, book: Book, account: Account, tokens: int) -> bool:
@@ -254,37 +249,46 @@ class Gate:
             admitted += moved
         return admitted
 
+    def _overdue(self, now: float) -> list[Admitted]:
+        """Let in whose deadline comes before the next look."""
+        admitted: list[Admitted] = []
+        while self._due and self._due[0][0] <= now + TICK:
+            found = self.held.get(heapq.heappop(self._due)[2])
+            if found is not None:
+                _, book, account = found
+                self._revoke(book, self._victims(book, now), self._need(book, account))
+                admitted += self._grant(book, account, book, now, "deadline")
+        return admitted
+
     def _heads(self, book: Book, now: float) -> list[tuple[Book, Account]]:
-        """Who has waited longest at the worker, and at any of its pool if it may move; the longest first."""
-        found = []
-        if book.waiting:
-            found.append((book, min(book.waiting, key=_since)))
-        if GLOBAL and book.worker.state == "up":
-            others = [
-                (_since(head), n, other, head)
-                for n, other in enumerate(self.books.values())
-                if other is not book and other.waiting and other.worker.pool == book.worker.pool
-                for head in [min(other.waiting, key=_since)]
-            ]
-            for since, _, other, head in sorted(others, key=lambda o: o[:2])[:1]:
-                left = sum(sum(other.worker.residency.tokens(held.step.branch.id)) for held in head.held.values())
-                if now - since > other.worker.rates.recompute(left) + MOVE:
-                    found.append((other, head))
-        return sorted(found, key=lambda one: _since(one[1]))
+        """Who has waited longest at the worker, and at the others of its pool if it may come; the longest first."""
+        found = [(book, book.first)] if book.first is not None else []
+        others = [
+            (other, other.first) for other in self.books.values()
+            if other.first is not None and other is not book and other.worker.pool == book.worker.pool
+        ]  # fmt: skip
+        if others and book.worker.state == "up":
+            home, head = min(others, key=lambda one: one[1].came)
+            models = {held.step.model for held in head.held.values()}
+            if models <= book.worker.models and now - head.came > _left(home, head):
+                found.append((home, head))
+        return sorted(found, key=lambda one: one[1].came)
 
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
         need, room = self._need(book, account), book.room
         if need <= room or not book.claimed:
             return self._grant(home, account, book, now, "room")
-        late = min(held.overdue for held in account.held.values()) <= now
+        late = account.overdue <= now
         victims = self._victims(book, now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
-        limit = INFINITY if late or not book.worker.running else price / book.capacity
-        cheap = [one for index, one in victims if index < limit]
-        freed = 0
-        for number, victim in enumerate(cheap, 1):
-            freed += victim.claim
+        limit = INFINITY if late else price / book.capacity
+        freed, worth = 0, 0.0
+        for number, (index, victim) in enumerate(victims, 1):
+            freed, worth = freed + victim.claim, worth + index * victim.claim
+            idles = not book.worker.running and worth < IDLE
+            if index >= limit and not idles:
+                break
             if need <= room + freed:
                 self._revoke(book, victims[:number], need)
                 return self._grant(home, account, book, now, "overdue" if late else "revoked idle")
@@ -328,21 +332,18 @@ class Gate:
     def _elsewhere(self, book: Book, account: Account, need: int, now: float) -> Book | None:
         """Another worker with room and nobody held, once the wait is longer than computing anew what would be left."""
         worker = book.worker
-        left = sum(sum(worker.residency.tokens(held.step.branch.id)) for held in account.held.values())
-        if now - _since(account) <= worker.rates.recompute(left):
+        if now - account.came <= _left(book, account):
             return None
         models = {held.step.model for held in account.held.values()}
         able = [
             other for other in self.books.values()
             if other is not book and other.worker.pool == worker.pool and other.worker.state == "up"
-            and models <= other.worker.models and not other.waiting and need <= other.room
+            and models <= other.worker.models and other.first is None and need <= other.room
         ]  # fmt: skip
         return max(able, key=lambda other: other.room, default=None)
 
 
-def _since(account: Account) -> float:
-    return min(held.since for held in account.held.values())
-
-
-def _deadline(account: Account) -> float:
-    return min(held.deadline for held in account.held.values())
+def _left(book: Book, account: Account) -> float:
+    """Seconds to compute what the held steps would leave on their worker."""
+    tokens = book.worker.residency.tokens
+    return book.worker.rates.recompute(sum(sum(tokens(held.step.branch.id)) for held in account.held.values()))

@@ -164,7 +164,7 @@ class Keeping:
 
     def _hint(self, worker: str, owner: str, at: float | None, now: float) -> Hint:
         branch = self._branches.get(owner)
-        leased = branch is not None and self._gate.leased(branch.session, worker)
+        leased = branch is None or self._gate.leased(branch.session, worker)  # a role has no gate to pass
         if at is not None:
             return Hint(now, next_use=at, leased=leased)
         last = branch.last if branch is not None else None

@@ -132,7 +132,7 @@ class Scheduler:
 
     def _admitted(self, one: Admitted, now: float) -> Action:
         planned = self._planned.pop(one.step.id)
-        moved = "" if one.worker.id == planned.worker else "moved, "
+        moved = "moved, " if one.worker.id != planned.worker and not planned.reason.startswith("moved") else ""
         terms = {**planned.terms, "held_seconds": round(one.waited, 3)}
         decision = Decision(one.worker.id, f"{moved}{planned.reason}, held: {one.why}", terms)
         return self._dispatch(one.step, one.worker, decision, now)

@@ -1,0 +1,244 @@
+"""The gate: who may run where, so that what is held fits the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from scheduler.actions import Action, Dispatch, Hold
+from scheduler.events import (
+    FirstToken,
+    StepArrived,
+    StepCancelled,
+    StepFinished,
+    Tick,
+    Usage,
+    WorkerDown,
+    WorkerUp,
+    WorkflowFinished,
+)
+from scheduler.identity import Identity
+from scheduler.scheduler import Scheduler
+
+KV = 10_000
+
+
+@dataclass
+class Play:
+    """Sessions `run/name` on workers of 10,000 tokens; a size is a token once the first step has ended."""
+
+    workers: int = 1
+    host: int = 0
+    now: float = 0.0
+    count: int = 0
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    sent: dict[str, Dispatch] = field(default_factory=dict)
+    held: dict[str, Hold] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number in range(self.workers):
+            self.send(WorkerUp(f"w{number}", "pool", ("m",), "0", kv_tokens=KV, host_tokens=self.host))
+        self.done(self.call("warm", 100))
+        self.send(WorkflowFinished("t", "warm"))
+
+    def send(self, event: object) -> list[Action]:
+        actions = self.scheduler.handle(event, self.now)  # type: ignore[arg-type]
+        for action in actions:
+            if isinstance(action, Dispatch):
+                self.sent[action.step] = action
+                self.held.pop(action.step, None)
+            elif isinstance(action, Hold):
+                self.held[action.step] = action
+        self.scheduler.check()
+        return actions
+
+    def call(self, session: str, tokens: int) -> str:
+        self.count += 1
+        step = f"s{self.count}"
+        self.tokens[step] = tokens
+        who = Identity(tenant="t", workflow=session.split("/")[0], session=session, rule="metadata")
+        self.send(StepArrived(step, "m", who, size=tokens))
+        return step
+
+    def done(self, step: str, cached: int = 0) -> None:
+        self.send(FirstToken(step))
+        self.now += 0.1
+        self.send(StepFinished(step, Usage(self.tokens[step], cached, 10), "tool_calls"))
+
+    def turn(self, session: str, tokens: int) -> None:
+        self.done(self.call(session, tokens))
+
+    def wait(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1.0
+            self.send(Tick())
+
+    def worker(self, step: str) -> str:
+        return self.sent[step].decision.worker
+
+
+def test_below_capacity_nobody_is_held() -> None:
+    play = Play()
+    for turn in range(4):
+        for session in ("a", "b", "c"):
+            play.turn(session, 2000 + 200 * turn)
+    assert not play.held
+    assert len(play.sent) == 13
+
+
+def test_a_worker_of_unknown_size_holds_nobody() -> None:
+    play = Play()
+    play.send(WorkerUp("w0", "pool", ("m",), "0", kv_tokens=0))
+    for session in "abcdefgh":
+        play.call(session, 5000)
+    assert not play.held
+
+
+def test_what_does_not_fit_beside_running_steps_is_held_and_goes_when_there_is_room() -> None:
+    play = Play()
+    first, another = play.call("a", 6000), play.call("c", 2000)
+    second = play.call("b", 4000)
+    assert play.held.keys() == {second}
+    assert "no room" in play.held[second].reason
+    play.done(another)
+    assert second not in play.sent, "that was not enough"
+    play.done(first)
+    assert second in play.sent, "computing the first anew costs less than a worker that waits for its return"
+    assert play.sent[second].decision.terms["held_seconds"] == pytest.approx(0.2)
+
+
+def test_a_workflow_with_a_lease_is_not_held_for_its_own_growth_nor_for_its_other_agents() -> None:
+    play = Play()
+    play.call("a/main", 6000)
+    play.call("b", 5000)
+    assert len(play.held) == 1
+    for agent in ("one", "two", "three"):
+        step = play.call(f"a/{agent}", 3000)
+        assert step in play.sent
+
+
+def test_idle_leases_are_revoked_for_who_waits_the_longest_idle_first() -> None:
+    play = Play()
+    play.turn("a", 4000)
+    play.wait(30)
+    play.turn("b", 4000)
+    play.wait(1)
+    step = play.call("c", 5000)
+    play.wait(60)
+    assert step in play.sent
+    book = play.scheduler.gate.books["w0"]
+    leased = {account.workflow.id for account in book.accounts.values() if account.leased}
+    assert leased == {"b", "c"}
+
+
+def test_who_has_waited_longest_goes_first_whatever_its_size() -> None:
+    play = Play()
+    running = play.call("a", 9000)
+    large, small = play.call("b", 8000), play.call("c", 500)
+    assert play.held.keys() == {large, small}
+    play.done(running)
+    play.send(WorkflowFinished("t", "a"))
+    assert large in play.sent
+
+
+def test_a_hold_ends_at_its_deadline_even_where_there_is_no_room() -> None:
+    play = Play()
+    play.call("a", 9000)
+    step = play.call("b", 9000)
+    deadline = play.held[step].deadline
+    play.wait(int(deadline - play.now) - 3)
+    assert step in play.held
+    play.wait(3)
+    assert play.now <= deadline
+    assert "deadline" in play.sent[step].decision.reason
+
+
+def test_what_exceeds_the_memory_alone_is_let_in_alone() -> None:
+    play = Play()
+    step = play.call("a", 30_000)
+    assert step in play.sent
+
+
+def test_a_step_that_is_sent_again_takes_over_the_age_of_the_one_before() -> None:
+    play = Play()
+    running = play.call("a", 9000)
+    first = play.call("b", 4000)
+    play.wait(30)
+    other = play.call("c", 8500)
+    play.send(StepCancelled(first))
+    del play.held[first]
+    again = play.call("b", 4000)
+    assert play.held.keys() == {other, again}
+    play.done(running)
+    play.send(WorkflowFinished("t", "a"))
+    assert again in play.sent, "it came before the other, in its first form"
+    assert play.sent[again].decision.terms["held_seconds"] > 30
+
+
+def test_leaving_the_gate_frees_the_place_at_once() -> None:
+    play = Play()
+    play.call("a", 9000)
+    step = play.call("b", 4000)
+    play.send(StepCancelled(step))
+    book = play.scheduler.gate.books["w0"]
+    assert (book.wanted, len(book.waiting), play.scheduler.gate.held) == (0, 0, {})
+
+
+def test_a_workflow_that_never_returns_fades_without_a_word_from_its_client() -> None:
+    play = Play()
+    for number in range(40):  # most runs end without a word after an answer: that is learned when they are forgotten
+        play.turn(f"old{number}", 50)
+    play.wait(4000)
+    play.turn("a", 9000)
+    book = play.scheduler.gate.books["w0"]
+    before = book.claimed
+    play.wait(600)
+    assert book.claimed < before / 2
+    assert play.call("b", 6000) in play.sent
+
+
+def test_a_held_step_goes_to_another_worker_with_room() -> None:
+    play = Play(workers=2)
+    play.turn("a", 5000)
+    home = play.worker(f"s{play.count}")
+    other = "w1" if home == "w0" else "w0"
+    play.scheduler.workers[other].draining = True
+    play.call("b", 4000)
+    play.call("c", 4500)
+    play.scheduler.workers[other].draining = False
+    step = play.call("a", 9500)
+    play.wait(2)
+    assert step in play.sent
+    assert len({play.worker(one) for one in play.sent if one != "s1"}) == 2
+
+
+def test_steps_held_at_a_worker_that_dies_go_elsewhere() -> None:
+    play = Play(workers=2)
+    for session in ("a", "b"):
+        play.call(session, 9000)
+    step = play.call("c", 9000)
+    dies = play.held[step].worker
+    play.send(WorkerDown(dies))
+    assert play.scheduler.gate.held[step][1].worker.id != dies
+
+
+def test_a_host_tier_counts_as_capacity() -> None:
+    play = Play(host=20_000)
+    for session in "abcd":
+        play.turn(session, 5000)
+    assert not play.held
+    assert play.scheduler.gate.books["w0"].capacity > 20_000
+
+
+def test_shared_prefixes_count_once() -> None:
+    play = Play()
+    play.turn("a", 6000)
+    for session in "bcd":
+        step = play.call(session, 6500)
+        if step in play.held:
+            play.wait(200)
+        play.done(step, cached=6000)
+    book = play.scheduler.gate.books["w0"]
+    assert book.demand < 6000 + 4 * 1000
