@@ -17,12 +17,13 @@ GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 class Held:
     """A step at the gate. It waits since `since`, is overdue from `overdue` on, and is let in by `deadline`.
 
-    `tokens` is the context that its session will have with it.
+    `place` is the time that its place in line goes by; `tokens` the context that its session will have with it.
     """
 
     step: Step
     tokens: int
     since: float
+    place: float
     overdue: float
     deadline: float
 
@@ -42,6 +43,7 @@ class Account:
     running: dict[str, int] = field(default_factory=dict)  # steps, with the context that each will have
     held: dict[str, Held] = field(default_factory=dict)
     leased: bool = False
+    flex: bool = False  # offline work: its leases are the first to be revoked
     told: bool = False  # whether its engine knows of the lease
     gap: Gap | None = None
     since: float = 0.0
@@ -51,6 +53,11 @@ class Account:
     live: int = 0
     claim: int = 0
     cost: float = 0.0
+
+    @property
+    def place(self) -> float:
+        """The place in line of the first of its held steps."""
+        return min(held.place for held in self.held.values())
 
     @property
     def came(self) -> float:
@@ -89,8 +96,8 @@ class Book:
 
     @property
     def first(self) -> Account | None:
-        """The account of whoever has waited longest. O(those with held steps)."""
-        return min(self.waiting, key=lambda one: one.came) if self.waiting else None
+        """The first in line. O(those with held steps)."""
+        return min(self.waiting, key=lambda one: one.place) if self.waiting else None
 
     @property
     def growth(self) -> int:

@@ -74,20 +74,25 @@ class Gate:
             book = self.books[worker.id] = Book(worker)
         return book
 
-    def arrived(self, step: Step, worker: Worker, tokens: int, now: float, *, passes: bool = False) -> bool:
+    def arrived(
+        self, step: Step, worker: Worker, tokens: int, now: float, *, back: float = 0.0, passes: bool = False
+    ) -> bool:
         """A step that will make its session's context `tokens` long comes to the gate of a worker.
 
-        Whether it may go now, as it must with `passes`. Else it is held until `admitted` names it or it has `ended`.
+        Whether it may go now, as it must with `passes`. Else it is held until `admitted` names it or it has `ended`,
+        and stands `back` so many seconds in line.
         """
         book = self.book(worker)
         account = book.account(step.session)
+        account.flex = step.flex
         if passes or account.leased or not book.capacity or (not book.waiting and self._fits(book, account, tokens)):
             self._begin(step, book, tokens, now)
             return True
         since = self._ages.pop((step.branch.id, step.link), now)
         overload = max(1.0, book.demand / book.capacity)
         bound = max(SHORTEST, PATIENCE * book.cost * overload**SLOPE)
-        held = Held(step, tokens, since, since + bound, max(now + TICK, since + STATED * bound))
+        overdue, deadline = since + back + bound, max(now + TICK, since + back + STATED * bound)
+        held = Held(step, tokens, since, since + back, overdue, deadline)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
@@ -261,18 +266,18 @@ class Gate:
         return admitted
 
     def _heads(self, book: Book, now: float) -> list[tuple[Book, Account]]:
-        """Who has waited longest at the worker, and at the others of its pool if it may come; the longest first."""
+        """The first in line at the worker, and the first at others of its pool if it may come, in their order."""
         found = [(book, book.first)] if book.first is not None else []
         others = [
             (other, other.first) for other in self.books.values()
             if other.first is not None and other is not book and other.worker.pool == book.worker.pool
         ]  # fmt: skip
         if others and book.worker.state == "up":
-            home, head = min(others, key=lambda one: one[1].came)
+            home, head = min(others, key=lambda one: one[1].place)
             models = {held.step.model for held in head.held.values()}
             if models <= book.worker.models and now - head.came > _left(home, head):
                 found.append((home, head))
-        return sorted(found, key=lambda one: one[1].came)
+        return sorted(found, key=lambda one: one[1].place)
 
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
@@ -311,7 +316,9 @@ class Gate:
 
     def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:
         """The idle workflows with a lease, those first whose KV is worth least."""
-        found = [(self._index(book, one, now), number, one) for number, one in enumerate(book.idle)]
+        found = [
+            (0.0 if one.flex else self._index(book, one, now), number, one) for number, one in enumerate(book.idle)
+        ]
         return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
 
     def _index(self, book: Book, account: Account, now: float) -> float:

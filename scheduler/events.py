@@ -14,7 +14,8 @@ class StepArrived:
     """A client sent an LLM call. `pinned` names the worker that alone can serve it (a stored response).
 
     `prompt` is None where it cannot be read as messages, or is only the end of one. `size` is how much there is of it,
-    in any unit that is the same for all steps of a model, such as the bytes of a body; 0: unknown.
+    in any unit that is the same for all steps of a model, such as the bytes of a body; 0: unknown. `flex` is offline
+    work.
     """
 
     step: str
@@ -23,6 +24,7 @@ class StepArrived:
     pinned: str | None = None
     prompt: Prompt | None = None
     size: int = 0
+    flex: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Step:
     """One LLM call. Times are in seconds on the driver's clock, None until they happen.
 
     `after` are the steps whose output it needed; `role` is its node in the template, `before` that of the first of
-    those; `size` is how much there is of its prompt (`StepArrived`); `tools` are those that its answer called; `gap` is
+    those; `size` and `flex` are as of `StepArrived`; `tools` are those that its answer called; `gap` is
     the time since the step before it on its branch ended. `prefill` is how long its worker took to its first token, not
     counting what came before.
     For lineage: `head` names its system prompt and tools, `link` its messages (0: unknown), `said` its answer, `taken`
@@ -57,6 +57,7 @@ class Step:
     head: int = 0
     link: int = 0
     size: int = 0
+    flex: bool = False
     said: int | None = None
     taken: int | None = None
     opening: bool = False

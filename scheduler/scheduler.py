@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import Any
 
 from scheduler import graph as g
 from scheduler.actions import Action, Cancel, Decision, Dispatch, Hold, Reject
 from scheduler.admission import Admitted, Gate
+from scheduler.awaited import Awaited
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -24,6 +24,7 @@ from scheduler.events import (
     WorkerUp,
     WorkflowFinished,
 )
+from scheduler.fairness import FLEX, Shares
 from scheduler.keeping import Keeping, role_owner
 from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
@@ -35,6 +36,7 @@ from scheduler.workers import Worker
 RETRY_AFTER_SECONDS = 5
 RETURNING = 0.95  # the share of the sessions that return before they count as overdue
 PATIENCE = 10.0  # seconds for which no session is overdue
+PLACES = 10  # of a second, in an engine's line
 FASTEST = 5e-4  # seconds a token; no worker decodes faster
 TRIES = 2
 """Workers that see a step before their first byte. Not all: it may be the step that kills them."""
@@ -56,9 +58,10 @@ class Scheduler:
         self.gate = Gate(self.knowledge)
         self.keeping = Keeping(self.knowledge, self.workers, self.gate)
         self.sizes = Sizes()
+        self.shares = Shares()
         self.running: dict[str, g.Step] = {}
-        self._overdue: list[tuple[float, int, g.Session]] = []
-        self._expected = 0
+        self._awaited = Awaited()
+        self._orders, self._began = False, 0.0
         self._planned: dict[str, Decision] = {}  # where held steps were to go
         self._homeless: list[g.Step] = []  # held steps whose worker is lost
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -78,6 +81,7 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at `now` seconds and return what to do. Events on unknown steps do nothing."""
+        self._began = self._began or now
         actions = self._handlers[type(event)](event, now)
         homeless, self._homeless = self._homeless, []
         for step in homeless:
@@ -113,7 +117,8 @@ class Scheduler:
         for session in self.graph.crop(step.session.workflow):
             self._forget(session)
         step.session.running += 1
-        step.size = event.size
+        step.size, step.flex = event.size, event.flex
+        self.shares.arrived(step.session.workflow.tenant)
         self.running[step.id] = step
         return self._come(step, now)
 
@@ -124,11 +129,15 @@ class Scheduler:
             return [self._refuse(step, now)]
         worker = self.workers[decision.worker]
         passes = bool(step.tried) or step.pinned is not None
-        if self.gate.arrived(step, worker, self.sizes.expected(step), now, passes=passes):
+        if self.gate.arrived(step, worker, self.sizes.expected(step), now, back=self._back(step), passes=passes):
             return [self._dispatch(step, worker, decision, now)]
         self._planned[step.id] = decision
         self._sit(step.session, worker)
         return []
+
+    def _back(self, step: g.Step) -> float:
+        """Seconds that the step stands back in line."""
+        return self.shares.behind(step.session.workflow.tenant) + (FLEX if step.flex else 0.0)
 
     def _admitted(self, one: Admitted, now: float) -> Action:
         planned = self._planned.pop(one.step.id)
@@ -164,7 +173,10 @@ class Scheduler:
         self._sit(step.session, worker)
         self.keeping.came(step, worker)
         session = step.session
-        return Dispatch(step.id, session.workflow.id, session.id, self._owner(step), decision)
+        back = self._back(step)
+        self._orders = self._orders or back > 0  # until then all are equal, and first come is first served
+        priority = int(PLACES * (step.arrived + back - self._began)) if self._orders else 0
+        return Dispatch(step.id, session.workflow.id, session.id, self._owner(step), decision, priority)
 
     def _sit(self, session: g.Session, worker: Worker) -> None:
         """The session counts for the worker from now on."""
@@ -211,6 +223,7 @@ class Scheduler:
         """The step is over, however it ended."""
         self._release(step, now)
         del self.running[step.id]
+        self.shares.ended(step.session.workflow.tenant, step.usage)
         step.state, step.finished = state, now
         step.session.running -= 1
         if state != g.FINISHED:
@@ -276,19 +289,13 @@ class Scheduler:
             return
         session.due = now + max(PATIENCE, self.knowledge.gap(step.branch).quantile(RETURNING))
         if session.due < now + self.graph.limits.live_seconds:
-            self._expected += 1
-            heapq.heappush(self._overdue, (session.due, self._expected, session))
-            if len(self._overdue) > 2 * len(self.graph.live) + 1024:
-                self._overdue = [entry for entry in self._overdue if entry[0] == entry[2].due]
-                heapq.heapify(self._overdue)
+            self._awaited.expect(session, session.due, len(self.graph.live))
 
     def _lapse(self, now: float) -> None:
         """Let overdue sessions count for no worker until their next step; their seats stay."""
-        while self._overdue and self._overdue[0][0] <= now:
-            due, _, session = heapq.heappop(self._overdue)
-            if session.due == due and not session.running:
-                for worker, _ in session.seats.values():
-                    self.workers[worker].sessions.discard(session)
+        for session in self._awaited.lapsed(now):
+            for worker, _ in session.seats.values():
+                self.workers[worker].sessions.discard(session)
 
     def _failed(self, event: StepFailed, now: float) -> list[Action]:
         step = self.running.get(event.step)

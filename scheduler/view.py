@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from scheduler.admission import Gate
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
 from scheduler.knowledge import Ahead, Knowledge, latest
@@ -26,7 +27,7 @@ def summary(workflow: Workflow) -> dict[str, Any]:
     }
 
 
-def detail(workflow: Workflow, knowledge: Knowledge, workers: Mapping[str, Worker]) -> dict[str, Any]:
+def detail(workflow: Workflow, knowledge: Knowledge, workers: Mapping[str, Worker], gate: Gate) -> dict[str, Any]:
     """`GET /v1/workflows/{id}`: the run graph, and what is expected of it."""
     return {
         "workflow": workflow.id,
@@ -34,7 +35,7 @@ def detail(workflow: Workflow, knowledge: Knowledge, workers: Mapping[str, Worke
         "template": workflow.template,
         "state": workflow.state,
         "sessions": [_session(session, knowledge, workers) for session in workflow.sessions.values()],
-        "steps": [_step(step) for step in workflow.steps],
+        "steps": [_step(step, gate) for step in workflow.steps],
         "ahead": None if workflow.finished else _ahead(knowledge.ahead(workflow)),
     }
 
@@ -68,8 +69,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def worker(seen: Worker) -> dict[str, Any]:
+def worker(seen: Worker, gate: Gate) -> dict[str, Any]:
     """One row of `GET /v1/workers`."""
+    book = gate.book(seen)
     return {
         "worker": seen.id,
         "pool": seen.pool,
@@ -80,6 +82,9 @@ def worker(seen: Worker) -> dict[str, Any]:
         "resident_owners": len(seen.residency),
         "running_steps": len(seen.running),
         "live_sessions": len(seen.sessions),
+        "capacity_tokens": book.capacity,
+        "claimed_tokens": book.claimed,
+        "held_steps": sum(len(account.held) for account in book.waiting),
     }
 
 
@@ -109,7 +114,17 @@ def _returns(gap: Gap) -> dict[str, float]:
     return {"p50": gap.quantile(0.5), "p90": gap.quantile(0.9), "p99": gap.quantile(0.99), "never": gap.never}
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _held(step: Step, gate: Gate) -> dict[str, Any] | None:
+    """Where a step waits, and until when at most."""
+    found = gate.held.get(step.id)
+    if found is None:
+        return None
+    held, book, _ = found
+    return {"worker": book.worker.id, "since": held.since, "deadline": held.deadline, "tokens": held.tokens}
+
+
+def _step(step: Step, gate: Gate) -> dict[str, Any]:
+    held = _held(step, gate)
     return {
         "id": step.id,
         "session": step.session.id,
@@ -121,7 +136,8 @@ def _step(step: Step) -> dict[str, Any]:
         "gap_seconds": step.gap,
         "model": step.model,
         "worker": step.decision.worker if step.decision else None,
-        "state": step.state,
+        "state": "held" if held else step.state,
+        "held": held,
         "arrived": step.arrived,
         "first_token": step.first_token,
         "finished": step.finished,

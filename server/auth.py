@@ -62,6 +62,7 @@ class Keys:
             tenant._salt = salt
         self._tenants = None if tenants is None else {key: t for t in tenants for key in t.keys}
         self.several = len(tenants or ()) > 1
+        self.weights = {tenant.name: tenant.weight for tenant in tenants or () if tenant.weight != 1.0}
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:

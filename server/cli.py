@@ -57,6 +57,12 @@ def serve(
     trace_dir: Annotated[Path | None, typer.Option(help="Record a text-free JSONL trace of every step here.")] = None,
     log_format: Annotated[str | None, typer.Option(help="`text` or `json`; default text.")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="How long a stop waits for steps; default 30.")] = None,
+    hold_commit_seconds: Annotated[
+        float | None, typer.Option(help="How long a stream that waits keeps its status open; default 10.")
+    ] = None,
+    hold_unary_seconds: Annotated[
+        float | None, typer.Option(help="How long a step that is not streamed may be held; default 50.")
+    ] = None,
     home: Annotated[Path | None, typer.Option(help="Models, logs and state; default ~/.cache/weft.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="YAML file with these same keys.")] = None,
 ) -> None:
@@ -68,6 +74,7 @@ def serve(
         "models": models, "replicas": replicas, "host": host, "port": port, "workers": workers,
         "worker_api_key": worker_api_key, "address": address, "host_tier": host_tier, "keys": keys,
         "trace_dir": trace_dir, "log_format": log_format, "drain_seconds": drain_seconds, "home": home,
+        "hold_commit_seconds": hold_commit_seconds, "hold_unary_seconds": hold_unary_seconds,
         "vllm_args": ctx.obj or None,
     }  # fmt: skip
     flags = {name: value for name, value in given.items() if value is not None}

@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     host_tier: float | None = Field(default=None, ge=0)
     drain_seconds: float = Field(default=30.0, ge=0)
+    hold_commit_seconds: float = Field(default=10.0, ge=0)
+    hold_unary_seconds: float = Field(default=50.0, gt=0)
     home: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
     vllm_args: Annotated[tuple[str, ...], NoDecode] = ()
 

@@ -36,6 +36,7 @@ from server.errors import ApiError
 log = structlog.get_logger("weft")
 
 FALLBACK = "core-failed, fewest-attempts"
+FLEX = "flex"  # OpenAI's `service_tier` of offline work
 GRACE = 5.0  # seconds beyond its deadline that a hold may last
 RETRY_SOON = 1  # seconds until a step that was held may be sent again
 SESSION_HEADER = (0, 32)
@@ -96,6 +97,7 @@ class Attempt:
     hold: Hold | None = None
     decided: asyncio.Future[Dispatch | Reject] | None = None
     dispatched: float | None = None
+    dispatched_first: float | None = None
     first_token: float | None = None
     finished: float | None = None
     state: str = "running"
@@ -148,7 +150,10 @@ class Core:
     def arrive(self, call: Call, pinned: str | None = None) -> tuple[Attempt, Dispatch | Hold | Reject]:
         """A step has come: schedule it. The caller ends the attempt with `end`, whatever happens."""
         attempt = self.attempts[call.id] = Attempt(call, self.now())
-        actions = self._handle(StepArrived(call.id, call.model, call.identity, pinned, call.prompt, len(call.body)))
+        flex = call.fields.get("service_tier") == FLEX
+        actions = self._handle(
+            StepArrived(call.id, call.model, call.identity, pinned, call.prompt, len(call.body), flex)
+        )
         if step := self.scheduler.running.get(call.id):
             attempt.after, attempt.rule, attempt.role = step.after, step.rule, step.role
         return attempt, self._take(attempt, actions)
@@ -266,6 +271,7 @@ class Core:
     def _sent(self, attempt: Attempt, action: Dispatch | Reject) -> Dispatch | Reject:
         if isinstance(action, Dispatch):
             attempt.dispatch, attempt.dispatched = action, self.now()
+            attempt.dispatched_first = attempt.dispatched_first or attempt.dispatched
             attempt.tried.append(action.decision.worker)
             self.in_flight[action.decision.worker] += 1
         return action

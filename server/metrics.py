@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from scheduler.accounts import Book
 from server.control import Control
 from server.core import Attempt, Core
 
@@ -40,6 +41,7 @@ class Metrics:
         self.cached = counter("cached_tokens", "Prompt tokens found in a prefix cache", "model", "worker")
         self.output = counter("output_tokens", "Generated tokens", "model", "worker")
         self.ttft = seconds("time_to_first_token", "From the step's arrival to its first content", "model")
+        self.held = seconds("held", "That steps waited at the gate, of those that did", "model")
         self.duration = seconds("step_duration", "From the step's arrival to its end", "model")
 
     def watch(self, attempt: Attempt) -> None:
@@ -56,6 +58,8 @@ class Metrics:
         self.retries.labels(model).inc(len(attempt.tried) - 1)
         for metric, tokens in ((self.prompt, usage.prompt), (self.cached, usage.cached), (self.output, usage.output)):
             metric.labels(model, worker).inc(tokens)
+        if attempt.hold is not None and attempt.dispatched_first is not None:
+            self.held.labels(model).observe(attempt.dispatched_first - attempt.arrived)
         self.duration.labels(model).observe(attempt.finished - attempt.arrived)
         if attempt.first_token is not None:
             self.ttft.labels(model).observe(attempt.first_token - attempt.arrived)
@@ -79,6 +83,14 @@ class _Gauges(Collector):
         yield _gauge("kv_capacity_tokens", "KV capacity of a worker", "worker", {w.id: w.kv_tokens for w in workers})
         tiers = {w.id: w.host_tokens for w in workers}
         yield _gauge("host_tier_capacity_tokens", "KV capacity of a worker's host tier", "worker", tiers)
+        books = {name: book for name, book in core.scheduler.gate.books.items() if book.capacity}
+        yield _gauge("held_steps", "Steps at the gate", "worker", {n: _held(book) for n, book in books.items()})
+        yield _gauge(
+            "gate_capacity_tokens", "What the gate measures claims against", "worker",
+            {name: book.capacity for name, book in books.items()},
+        )  # fmt: skip
+        claims = {name: book.claimed for name, book in books.items()}
+        yield _gauge("claimed_tokens", "Claims of the workflows with a lease", "worker", claims)
         states = dict.fromkeys(("starting", "up", "draining", "down", "failed"), 0)
         for worker in workers:
             states[worker.state] += 1
@@ -121,6 +133,10 @@ class _Engines(Collector):
             for worker, value in values.items():
                 family.add_metric([worker], value)
             yield family
+
+
+def _held(book: Book) -> int:
+    return sum(len(account.held) for account in book.waiting)
 
 
 def _gauge(name: str, text: str, label: str, values: dict[str, int]) -> Metric:

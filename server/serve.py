@@ -101,7 +101,7 @@ def _raise_file_limit() -> None:
 
 
 async def _serve(settings: Settings, keys: Keys, fleet: Fleet, listening: socket.socket, banner: Banner) -> int:
-    core = Core()
+    core = Core(hold_commit_seconds=settings.hold_commit_seconds, hold_unary_seconds=settings.hold_unary_seconds)
     trace = Trace(settings.trace_dir) if settings.trace_dir else None
     told = asyncio.Event()
     memory = Memory(settings.home / "memory" / f"{settings.port}.sqlite")

@@ -28,7 +28,8 @@ class Received:
 
 @dataclass
 class FakeWorker:
-    """Answers by the `fake` object in a request's body: {chunks, delay, silence, die_after, status, comment}."""
+    """Answers by the `fake` object in a request's body: {chunks, delay, silence, die_after, status, comment,
+    prompt_tokens}."""
 
     model: str = "m"
     api_key: str | None = None
@@ -40,6 +41,7 @@ class FakeWorker:
     healthy: bool = True
     hung: bool = False
     version: str = "0.32.0"
+    blocks: int = 101
     url: str = ""
     plugin: Callable[[Any], dict[str, Any]] | None = None
     speak: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {"role": "assistant", "content": "hello"}
@@ -84,7 +86,7 @@ class FakeWorker:
         return web.json_response({"version": self.version})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text='vllm:cache_config_info{block_size="16",num_gpu_blocks="101"} 1.0\n')
+        return web.Response(text=f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{self.blocks}"}} 1.0\n')
 
     async def _stored(self, request: web.Request) -> web.Response:
         made = self.stored.get(request.match_info["id"])
@@ -126,7 +128,7 @@ class FakeWorker:
             return self._response(fields)
         if not fields.get("stream"):
             message = {"message": self.speak(fields), "finish_reason": "stop"}
-            return web.json_response({"id": "c", "choices": [message], "usage": usage()})
+            return web.json_response({"id": "c", "choices": [message], "usage": usage(told)})
         return await self._stream(request, fields, told)
 
     def _response(self, fields: dict[str, Any]) -> web.Response:
@@ -138,7 +140,9 @@ class FakeWorker:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", "x-from": "fake"})
         await response.prepare(request)
         await asyncio.sleep(told.get("pause", 0))
-        events = chat_events(told.get("chunks", 3), (fields.get("stream_options") or {}).get("include_usage", False))
+        events = chat_events(
+            told.get("chunks", 3), (fields.get("stream_options") or {}).get("include_usage", False), told
+        )
         for index, event in enumerate(events):
             if told.get("die_after") == index:
                 request.transport.abort()  # type: ignore[union-attr]
@@ -153,8 +157,11 @@ class FakeWorker:
         return response
 
 
-def usage() -> dict[str, Any]:
-    """What vLLM counts, with `--enable-prompt-tokens-details`."""
+def usage(told: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What vLLM counts, with `--enable-prompt-tokens-details`; `prompt_tokens` as told, none of them cached then."""
+    if told and "prompt_tokens" in told:
+        tokens = told["prompt_tokens"]
+        return {"prompt_tokens": tokens, "completion_tokens": 3, "total_tokens": tokens + 3}
     return {
         "prompt_tokens": 20,
         "completion_tokens": 3,
@@ -163,7 +170,7 @@ def usage() -> dict[str, Any]:
     }
 
 
-def chat_events(chunks: int, with_usage: bool) -> list[bytes]:
+def chat_events(chunks: int, with_usage: bool, told: dict[str, Any] | None = None) -> list[bytes]:
     """A chat stream as vLLM writes it."""
     parts: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
     for index in range(chunks):
@@ -171,6 +178,6 @@ def chat_events(chunks: int, with_usage: bool) -> list[bytes]:
         parts.append({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
     parts.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     if with_usage:
-        parts.append({"choices": [], "usage": usage()})
+        parts.append({"choices": [], "usage": usage(told)})
     dumped = [json.dumps({"id": "chatcmpl-1", **part}, separators=(",", ":"), ensure_ascii=False) for part in parts]
     return [f"data: {text}\n\n".encode() for text in dumped] + [b"data: [DONE]\n\n"]

@@ -81,6 +81,15 @@ class SessionRow(BaseModel):
     returns: Returns | None
 
 
+class HeldRow(BaseModel):
+    """Where a step waits, since when, until when at most (epoch seconds), and the tokens its context will have."""
+
+    worker: str
+    since: float
+    deadline: float
+    tokens: int
+
+
 class StepRow(BaseModel):
     """One LLM call. Times are epoch seconds, None until they happen."""
 
@@ -95,6 +104,7 @@ class StepRow(BaseModel):
     model: str
     worker: str | None
     state: str
+    held: HeldRow | None
     arrived: float
     first_token: float | None
     finished: float | None
@@ -166,6 +176,9 @@ class WorkerRow(BaseModel):
     engine: dict[str, Any]
     running_steps: int
     live_sessions: int
+    capacity_tokens: int
+    claimed_tokens: int
+    held_steps: int
 
 
 class WorkerList(BaseModel):
@@ -261,7 +274,7 @@ async def workflow_detail(request: Request, workflow: str) -> WorkflowDetail:
     found = scheduler.graph.get(tenant.name, workflow)
     if found is None:
         raise ApiError(404, f"No workflow {workflow!r} is known.")
-    return WorkflowDetail(**view.detail(found, scheduler.knowledge, scheduler.workers))
+    return WorkflowDetail(**view.detail(found, scheduler.knowledge, scheduler.workers, scheduler.gate))
 
 
 @native.post("/v1/workflows/{workflow:path}/finish", responses=_errors(401, 404))
@@ -281,7 +294,10 @@ async def workers(request: Request) -> WorkerList:
     authenticate(request)
     core = state_of(request).core
     able = {name: endpoint.abilities for name, endpoint in core.endpoints.items()}
-    rows = [WorkerRow(engine=dict(able.get(w.id, {})), **view.worker(w)) for w in core.scheduler.workers.values()]
+    rows = [
+        WorkerRow(engine=dict(able.get(w.id, {})), **view.worker(w, core.scheduler.gate))
+        for w in core.scheduler.workers.values()
+    ]
     return WorkerList(workers=rows)
 
 

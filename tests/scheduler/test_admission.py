@@ -54,12 +54,12 @@ class Play:
         self.scheduler.check()
         return actions
 
-    def call(self, session: str, tokens: int) -> str:
+    def call(self, session: str, tokens: int, *, flex: bool = False) -> str:
         self.count += 1
         step = f"s{self.count}"
         self.tokens[step] = tokens
         who = Identity(tenant="t", workflow=session.split("/")[0], session=session, rule="metadata")
-        self.send(StepArrived(step, "m", who, size=tokens))
+        self.send(StepArrived(step, "m", who, size=tokens, flex=flex))
         return step
 
     def done(self, step: str, cached: int = 0) -> None:

@@ -119,7 +119,7 @@ def test_steps_that_nobody_can_follow_are_not_waited_for() -> None:
     for _ in range(30):
         d.step()
         d.finish()
-    assert not d.scheduler._overdue
+    assert not d.scheduler._awaited._due
 
 
 def test_a_finished_workflow_weighs_nothing() -> None:

@@ -52,6 +52,7 @@ class WeftAttached(System):
         super().__init__(cluster)
         self.scheduler = Scheduler()
         self.turns: dict[str, Turn] = {}
+        self.places: dict[str, int] = {}
         for engine in cluster.engines:
             up = WorkerUp(
                 _worker(engine.index), "pool", (MODEL,), "1", engine.kv_tokens, engine.tier_tokens, self.advised,
@@ -75,9 +76,13 @@ class WeftAttached(System):
         else:
             self._handle(StepFailed(name, record.error, retryable=False))
         del self.turns[name]
+        self.places.pop(name, None)
 
     def ticked(self) -> None:
         self._handle(Tick())
+
+    def key(self, turn: Turn) -> float | None:
+        return self.places.get(_step(turn))
 
     def identity(self, turn: Turn) -> Identity:
         """What the turn's client says of it."""
@@ -94,6 +99,8 @@ class WeftAttached(System):
             return
         if not isinstance(action, Dispatch):
             raise RuntimeError(f"the core did not place a step: {action}")
+        if action.priority:
+            self.places[action.step] = action.priority
         self.cluster.send(self.turns[action.step], int(action.decision.worker))
 
 
