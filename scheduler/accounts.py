@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
+from itertools import count
 
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
@@ -33,8 +35,8 @@ class Account:
     """A workflow on a worker. `contexts` are the tokens of its sessions there that no other session counts for, and
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
-    It is idle since `since`, with `gap` as what is known of its return, and has been served for `attained` seconds.
-    `alive` is the chance that it makes another call; `live`, `claim` and `cost` are what it counts for in its book.
+    It is idle since `since`, with `gap` as what is known of its return. `alive` is the chance that it makes another
+    call; `live`, `claim` and `cost` are what it counts for in its book.
     """
 
     workflow: Workflow
@@ -47,7 +49,6 @@ class Account:
     told: bool = False  # whether its engine knows of the lease
     gap: Gap | None = None
     since: float = 0.0
-    attained: float = 0.0
     alive: float = 1.0
     tokens: int = 0
     live: int = 0
@@ -80,6 +81,7 @@ class Book:
         self.idle: dict[Account, None] = {}  # those with a lease and no step
         self.waiting: dict[Account, None] = {}  # those with held steps
         self.changed: dict[Account, None] = {}  # idle ones whose engine is to be told of their lease, or its end
+        self.line = Line()
         self.claimed = 0
         self.cost = 0.0
         self.demand = 0  # tokens of all that may still call
@@ -93,11 +95,6 @@ class Book:
         if not worker.kv_tokens:
             return 0
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
-
-    @property
-    def first(self) -> Account | None:
-        """The first in line. O(those with held steps)."""
-        return min(self.waiting, key=lambda one: one.place) if self.waiting else None
 
     @property
     def growth(self) -> int:
@@ -164,6 +161,27 @@ class Book:
         assert set(self.idle) == {one for one in accounts if one.leased and not one.running and one.contexts}
         assert set(self.waiting) == {one for one in accounts if one.held}
         assert all(one.leased for one in accounts if one.running), "a step runs without a lease"
+
+
+class Line:
+    """Accounts with held steps, in the order of their places. Amortised O(log n). Who changes place is added anew."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Book, Account]] = []  # stale entries stay until they come up
+        self._number = count()
+
+    def add(self, book: Book, account: Account) -> None:
+        """The account has a place in line, or another one."""
+        heapq.heappush(self._heap, (account.place, next(self._number), book, account))
+
+    def first(self) -> tuple[Book, Account] | None:
+        """Who is first, and at which worker's gate."""
+        while self._heap:
+            place, _, book, account = self._heap[0]
+            if account in book.waiting and account.place == place:
+                return book, account
+            heapq.heappop(self._heap)
+        return None
 
 
 def _list(listed: dict[Account, None], account: Account, belongs: bool) -> None:

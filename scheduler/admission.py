@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import Account, Book, Held
+from scheduler.accounts import Account, Book, Held, Line
 from scheduler.graph import Session, Step
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
@@ -54,13 +54,14 @@ class Admitted:
 
 
 class Gate:
-    """Leases, claims and holds on all workers. It knows of a step by `arrived`, `began`, `ended` and `left` alone."""
+    """Leases, claims and holds on all workers. It knows of a step by `arrived`, `first_token` and `ended` alone."""
 
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
         self.books: dict[str, Book] = {}
         self.held: dict[str, tuple[Held, Book, Account]] = {}
         self._running: dict[str, tuple[Book, Account]] = {}
+        self._lines: dict[str, Line] = {}  # by pool
         self._touched: dict[str, None] = {}  # workers where somebody might get in now
         self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
         self._fading: list[tuple[float, int, Book, Account, float]] = []
@@ -98,8 +99,14 @@ class Gate:
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
         book.wanted += tokens
         book.settle(account)
-        self._touched[worker.id] = None
+        self._line_up(book, account)
         return False
+
+    def _line_up(self, book: Book, account: Account) -> None:
+        """The account has a place in line, or another one."""
+        book.line.add(book, account)
+        self._lines.setdefault(book.worker.pool, Line()).add(book, account)
+        self._touched[book.worker.id] = None
 
     def first_token(self, step: Step) -> None:
         """The step's prefill is over."""
@@ -119,8 +126,6 @@ class Gate:
         book, account = found
         del account.running[step.id]
         book.prefills.pop(step.id, None)
-        if step.dispatched is not None:
-            account.attained += now - step.dispatched
         if (home := book.of.get(step.session)) is not None and step.usage.prompt:
             shared = home.shared.setdefault(step.session, step.usage.cached)
             home.contexts[step.session] = max(0, step.usage.prompt + step.usage.output - shared)
@@ -154,6 +159,8 @@ class Gate:
         """The held steps that go now: on workers of which something has changed, or everywhere."""
         names = list(self.books if everywhere else self._touched)
         self._touched = {}
+        if not self.held:
+            return []
         due = self._overdue(now) if everywhere else []
         return due + [one for name in names for one in self._let_in(self.books[name], now)]
 
@@ -193,6 +200,8 @@ class Gate:
         assert self.held.keys() == {name for book in self.books.values() for one in book.waiting for name in one.held}
         accounts = [account for book in self.books.values() for account in book.accounts.values()]
         assert self._running.keys() == {name for account in accounts for name in account.running}
+        lined = {id(book): book.line.first() for book in self.books.values()}
+        assert all((lined[id(book)] is not None) == bool(book.waiting) for book in self.books.values()), "out of line"
         assert all(b.wanted == sum(h.tokens for a in b.waiting for h in a.held.values()) for b in self.books.values())
 
     def _begin(self, step: Step, book: Book, tokens: int, now: float) -> None:
@@ -219,6 +228,8 @@ class Gate:
         del account.held[step.id]
         book.wanted -= held.tokens
         book.settle(account)
+        if account.held:
+            self._line_up(book, account)
         self._touched[book.worker.id] = None
         return held
 
@@ -267,17 +278,14 @@ class Gate:
 
     def _heads(self, book: Book, now: float) -> list[tuple[Book, Account]]:
         """The first in line at the worker, and the first at others of its pool if it may come, in their order."""
-        found = [(book, book.first)] if book.first is not None else []
-        others = [
-            (other, other.first) for other in self.books.values()
-            if other.first is not None and other is not book and other.worker.pool == book.worker.pool
-        ]  # fmt: skip
-        if others and book.worker.state == "up":
-            home, head = min(others, key=lambda one: one[1].place)
+        own, far = book.line.first(), self._lines[book.worker.pool].first() if book.worker.pool in self._lines else None
+        found = [own] if own is not None else []
+        if far is not None and far[0] is not book and book.worker.state == "up":
+            home, head = far
             models = {held.step.model for held in head.held.values()}
             if models <= book.worker.models and now - head.came > _left(home, head):
-                found.append((home, head))
-        return sorted(found, key=lambda one: one[1].place)
+                found.insert(0, far)
+        return found
 
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
@@ -300,8 +308,6 @@ class Gate:
         if late and freed >= book.claimed:
             self._revoke(book, victims, need)
             return self._grant(home, account, book, now, "overdue")
-        if home is book and (other := self._elsewhere(book, account, need, now)) is not None:
-            return self._grant(book, account, other, now, "moved")
         return []
 
     def _grant(self, book: Book, account: Account, to: Book, now: float, why: str) -> list[Admitted]:
@@ -335,19 +341,6 @@ class Gate:
                 return
             victim.leased = False
             book.settle(victim)
-
-    def _elsewhere(self, book: Book, account: Account, need: int, now: float) -> Book | None:
-        """Another worker with room and nobody held, once the wait is longer than computing anew what would be left."""
-        worker = book.worker
-        if now - account.came <= _left(book, account):
-            return None
-        models = {held.step.model for held in account.held.values()}
-        able = [
-            other for other in self.books.values()
-            if other is not book and other.worker.pool == worker.pool and other.worker.state == "up"
-            and models <= other.worker.models and other.first is None and need <= other.room
-        ]  # fmt: skip
-        return max(able, key=lambda other: other.room, default=None)
 
 
 def _left(book: Book, account: Account) -> float:

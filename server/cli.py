@@ -124,6 +124,18 @@ def down(
 
 
 @app.command()
+def explain(
+    workflow: Annotated[str, typer.Argument(help="A workflow's id, as in `x-weft-workflow`.")],
+    url: Annotated[str, typer.Option(help="Where Weft serves.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(envvar="WEFT_API_KEY", help="A key of the workflow's tenant.")] = None,
+) -> None:
+    """Tell why each step of a workflow went where it went, how long it was held, and what was found in the cache."""
+    from server.explain import explained, fetched
+
+    print(explained(fetched(url, workflow, api_key)))
+
+
+@app.command()
 def key(tenant: Annotated[str, typer.Argument(help="Who the key is for.")] = "default") -> None:
     """Make an API key: the key itself for the client, and the entry with its hash for the file of keys."""
     made = auth.new_key()

@@ -18,6 +18,7 @@ from bench.simulation.systems.weft import (
     WeftAttached,
     WeftHinted,
     WeftNoEvict,
+    WeftNoGate,
     WeftNoPrefetch,
     WeftNoRelease,
 )
@@ -46,6 +47,7 @@ SYSTEMS: dict[str, type[System]] = {
         Weft,
         WeftAttached,
         WeftNoEvict,
+        WeftNoGate,
         WeftNoRelease,
         WeftNoPrefetch,
         WeftHinted,

@@ -47,6 +47,7 @@ class WeftAttached(System):
     name = "weft-attached"
     tick = 1.0
     advised = False
+    gated = True
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
@@ -54,10 +55,10 @@ class WeftAttached(System):
         self.turns: dict[str, Turn] = {}
         self.places: dict[str, int] = {}
         for engine in cluster.engines:
+            fetches, known = self.advised and engine.tier_tokens > 0, engine.kv_tokens if self.gated else 0
             up = WorkerUp(
-                _worker(engine.index), "pool", (MODEL,), "1", engine.kv_tokens, engine.tier_tokens, self.advised,
-                self.advised and engine.tier_tokens > 0,
-            )  # fmt: skip
+                _worker(engine.index), "pool", (MODEL,), "1", known, engine.tier_tokens, self.advised, fetches
+            )
             self._handle(up)
 
     def arrived(self, turn: Turn) -> None:
@@ -158,6 +159,13 @@ class Weft(WeftAttached):
                 engine.release(owner)
             elif (piece := self._latest.get(owner)) is not None:
                 engine.prefetch(piece)
+
+
+class WeftNoGate(Weft):
+    """As `weft`, but of workers whose size the core does not know, so that it holds nobody."""
+
+    name = "weft-no-gate"
+    gated = False
 
 
 class WeftNoEvict(Weft):
