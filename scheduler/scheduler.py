@@ -28,7 +28,7 @@ from scheduler.fairness import FLEX, Shares
 from scheduler.keeping import Keeping, role_owner
 from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
-from scheduler.placement import FewestLive, Placement
+from scheduler.placement import Placement, SoonestDone
 from scheduler.residency import Residency
 from scheduler.sizes import Sizes
 from scheduler.workers import Worker
@@ -50,7 +50,6 @@ class Scheduler:
     """
 
     def __init__(self, placement: Placement | None = None, limits: g.Limits | None = None) -> None:
-        self.placement = placement or FewestLive()
         self.graph = g.Graph(limits or g.Limits())
         self.linker = Linker(self.graph)
         self.knowledge = Knowledge()
@@ -59,6 +58,7 @@ class Scheduler:
         self.keeping = Keeping(self.knowledge, self.workers, self.gate)
         self.sizes = Sizes()
         self.shares = Shares()
+        self.placement = placement or SoonestDone(self.gate, self.sizes)
         self.running: dict[str, g.Step] = {}
         self._awaited = Awaited()
         self._orders, self._began = False, 0.0
