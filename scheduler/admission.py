@@ -37,6 +37,7 @@ FIRST_LOOK, RENEWED = (
     1.25,
 )  # seconds until that chance is looked at, and the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
+ROLES, RECENT = 10_000, 0.1  # whose first prompts are known, the latest, and the weight of a new one
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
 TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
@@ -64,6 +65,7 @@ class Gate:
         self._lines: dict[str, Line] = {}  # by pool
         self._touched: dict[str, None] = {}  # workers where somebody might get in now
         self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._fading: list[tuple[float, int, Book, Account, float]] = []
         self._number = count()
         self._due: list[tuple[float, int, str]] = []  # deadlines
@@ -108,6 +110,19 @@ class Gate:
         self._lines.setdefault(book.worker.pool, Line()).add(book, account)
         self._touched[book.worker.id] = None
 
+    def shares(self, step: Step, tokens: int) -> int:
+        """The tokens of the first prompt of a session that others there are expected to hold already."""
+        return int(tokens * self._openings.get((step.session.workflow.tenant, step.role or ""), 0.0))
+
+    def _opened(self, step: Step) -> None:
+        """Learn how much of a session's first prompt others there held."""
+        key = step.session.workflow.tenant, step.role or ""
+        known = self._openings.pop(key, None)
+        share = step.usage.cached / step.usage.prompt
+        self._openings[key] = share if known is None else known + RECENT * (share - known)
+        if len(self._openings) > ROLES:
+            self._openings.popitem(last=False)
+
     def first_token(self, step: Step) -> None:
         """The step's prefill is over."""
         if (found := self._running.get(step.id)) is not None and found[0].prefills.pop(step.id, None) is not None:
@@ -127,6 +142,8 @@ class Gate:
         del account.running[step.id]
         book.prefills.pop(step.id, None)
         if (home := book.of.get(step.session)) is not None and step.usage.prompt:
+            if step.session not in home.shared:
+                self._opened(step)
             shared = home.shared.setdefault(step.session, step.usage.cached)
             home.contexts[step.session] = max(0, step.usage.prompt + step.usage.output - shared)
             book.settle(home)
@@ -219,6 +236,11 @@ class Gate:
         if book.room < 0:
             self._revoke(book, self._victims(book, now), 0)
 
+    def _own(self, book: Book, account: Account, step: Step, tokens: int) -> int:
+        """What a session of so many tokens will count for itself."""
+        shared = account.shared.get(step.session)
+        return max(0, tokens + book.growth - (self.shares(step, tokens) if shared is None else shared))
+
     def _unhold(self, step: Step) -> Held | None:
         """The step is not held any more."""
         found = self.held.pop(step.id, None)
@@ -247,8 +269,7 @@ class Gate:
         more = []
         for held in account.held.values():
             if (session := held.step.session) in account.contexts:
-                own = held.tokens + book.growth - account.shared.get(session, 0)
-                more.append(own - account.contexts[session])
+                more.append(self._own(book, account, held.step, held.tokens) - account.contexts[session])
         return account.tokens + sum(max(0, one) for one in more)
 
     def _let_in(self, book: Book, now: float) -> list[Admitted]:

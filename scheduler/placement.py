@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Protocol
 
 from scheduler.actions import Decision
@@ -12,6 +13,7 @@ from scheduler.keeping import role_owner
 from scheduler.sizes import Sizes
 from scheduler.workers import Worker
 
+RELATIVES = 8  # sessions that are looked at
 ALIKE = 30.0  # seconds that make no difference: a session stays for many steps, a queue does not
 
 
@@ -37,11 +39,13 @@ class FewestLive:
 
 
 class SoonestDone:
-    """To the worker where the step is predicted to be done soonest; of those alike to the one with the fewest live.
+    """To the worker where the step is predicted to be done soonest; of those alike to its workflow's, else to the one
+    with the fewest live sessions.
 
-    The terms, in seconds: what must be prefilled before it (`queue`), its own prompt less what its role shares and the
-    worker holds (`prefill`), and its share of the waits where all that live there do not fit (`pressure`): what exceeds
-    the capacity, over that, times what computing all of them once more takes.
+    The terms, in seconds: what must be prefilled before it (`queue`), its own prompt less what it shares with others
+    there (`prefill`), and its share of the waits where all that live there do not fit (`pressure`): what exceeds the
+    capacity, over that, times what computing all of them once more takes. So siblings go where their common prefix is,
+    until that worker is the bottleneck.
     """
 
     def __init__(self, gate: Gate, sizes: Sizes) -> None:
@@ -50,20 +54,39 @@ class SoonestDone:
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
         """Return the worker and the seconds that decided. O(workers)."""
         tokens = self._sizes.expected(step)
-        owner = role_owner(step.session.workflow.tenant, step.role)
-        terms = {worker.id: self._terms(worker, owner, tokens) for worker in workers}
+        home = _home(step, workers)
+        terms = {worker.id: self._terms(worker, step, tokens, worker is home) for worker in workers}
         least = min(sum(one.values()) for one in terms.values())
         alike = [worker for worker in workers if sum(terms[worker.id].values()) <= least + ALIKE]
+        if home is not None and home in alike:
+            return Decision(home.id, "with-workflow", _told(terms[home.id]))
         chosen = self._fewest.place(step, alike)
         if len(alike) == len(workers):
             return chosen
-        return Decision(chosen.worker, "soonest-done", {n: round(s, 3) for n, s in terms[chosen.worker].items()})
+        return Decision(chosen.worker, "soonest-done", _told(terms[chosen.worker]))
 
-    def _terms(self, worker: Worker, owner: str, tokens: int) -> dict[str, float]:
-        book, rates = self._gate.book(worker), worker.rates
-        over = book.demand + tokens - book.capacity if book.capacity else 0
+    def _terms(self, worker: Worker, step: Step, tokens: int, home: bool) -> dict[str, float]:
+        book = self._gate.book(worker)
+        role = role_owner(step.session.workflow.tenant, step.role)
+        had = max(sum(worker.residency.tokens(role)), self._gate.shares(step, tokens) if home else 0)
+        over = book.demand + tokens - had - book.capacity if book.capacity else 0
         return {
             "queue_seconds": sum(book.prefills.values()),
-            "prefill_seconds": rates.seconds(sum(worker.residency.tokens(owner)), tokens),
+            "prefill_seconds": worker.rates.seconds(had, tokens),
             "pressure_seconds": max(0, over) / book.capacity * book.cost if book.capacity else 0.0,
         }
+
+
+def _home(step: Step, workers: Sequence[Worker]) -> Worker | None:
+    """Where the session's parent sits, or else the session of its workflow that came last."""
+    workflow = step.session.workflow
+    parent = workflow.sessions.get(step.session.parent or "")
+    for session in islice(chain([parent] if parent else [], reversed(workflow.sessions.values())), RELATIVES):
+        for worker in workers:
+            if session.seats.get(worker.pool) == worker.seat:
+                return worker
+    return None
+
+
+def _told(terms: dict[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 3) for name, seconds in terms.items()}
