@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from scheduler.accounts import Account, Book, Held, Line
+from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
@@ -32,10 +33,7 @@ FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held,
 IDLE = 1.0  # the price of a second in which a worker has nothing to do
 AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
 GONE = 0.05  # the chance of a return below which a workflow has no lease
-FIRST_LOOK, RENEWED = (
-    5.0,
-    1.25,
-)  # seconds until that chance is looked at, and the growth of the idle time until the next
+FIRST_LOOK, RENEWED = 5.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
 ROLES, RECENT = 10_000, 0.1  # whose first prompts are known, the latest, and the weight of a new one
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
@@ -88,7 +86,12 @@ class Gate:
         book = self.book(worker)
         account = book.account(step.session)
         account.flex = step.flex
-        if passes or account.leased or not book.capacity or (not book.waiting and self._fits(book, account, tokens)):
+        if (
+            passes
+            or account.leased
+            or not book.capacity
+            or (not book.waiting and self._fits(book, account, step, tokens))
+        ):
             self._begin(step, book, tokens, now)
             return True
         since = self._ages.pop((step.branch.id, step.link), now)
@@ -145,7 +148,9 @@ class Gate:
             if step.session not in home.shared:
                 self._opened(step)
             shared = home.shared.setdefault(step.session, step.usage.cached)
-            home.contexts[step.session] = max(0, step.usage.prompt + step.usage.output - shared)
+            own = max(0, step.usage.prompt + step.usage.output - shared)
+            # A sub-agent that has answered is done, as a rule: if it is called again, it counts anew.
+            home.contexts[step.session] = 0 if step.session.parent and kind(step.stop, step.tools) == END else own
             book.settle(home)
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)
@@ -229,9 +234,8 @@ class Gate:
         self._running[step.id] = book, account
         had = sum(book.worker.residency.tokens(step.branch.id))
         book.prefills[step.id] = book.worker.rates.seconds(had, tokens)
-        account.contexts[session] = max(
-            account.contexts[session], tokens + book.growth - account.shared.get(session, 0)
-        )
+        own = self._own(book, account, step, tokens)
+        account.contexts[session] = max(account.contexts[session], own)
         book.settle(account)
         if book.room < 0:
             self._revoke(book, self._victims(book, now), 0)
@@ -260,9 +264,9 @@ class Gate:
         again = account.since + max(FIRST_LOOK, RENEWED * idle)
         heapq.heappush(self._fading, (again, next(self._number), book, account, account.since))
 
-    def _fits(self, book: Book, account: Account, tokens: int) -> bool:
+    def _fits(self, book: Book, account: Account, step: Step, tokens: int) -> bool:
         """Whether there is room for a workflow without a lease, one of whose sessions grows to `tokens`."""
-        return not book.claimed or account.tokens + tokens + book.growth <= book.room
+        return not book.claimed or account.tokens + self._own(book, account, step, tokens) <= book.room
 
     def _need(self, book: Book, account: Account) -> int:
         """The tokens that a workflow without a lease will count for with all its held steps."""

@@ -26,14 +26,16 @@ class Placement(Protocol):
 
 
 class FewestLive:
-    """To the worker with the fewest live sessions, then the fewest running steps, then the fewest placed so far.
+    """To the worker with the fewest workflows that have live sessions there, then the fewest such sessions, then the
+    fewest running steps, then the fewest placed so far.
 
     A restarted worker has none of any, so that the next new workflows go to it.
     """
 
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
-        """Return the worker with the smallest (live sessions, running steps, placed, name). O(workers)."""
-        chosen = min(workers, key=lambda w: (len(w.sessions), len(w.running), w.placed, w.id))
+        """Return the worker with the smallest (workflows, sessions, steps, placed, name). O(live sessions)."""
+        flows = {worker.id: len({session.workflow.id for session in worker.sessions}) for worker in workers}
+        chosen = min(workers, key=lambda w: (flows[w.id], len(w.sessions), len(w.running), w.placed, w.id))
         terms = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
         return Decision(chosen.id, "fewest-live", terms)
 
