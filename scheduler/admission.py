@@ -31,9 +31,9 @@ PATIENCE, SLOPE = (
 STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
 IDLE = 1.0  # the price of a second in which a worker has nothing to do
-AHEAD = 3.0  # seconds of prefill that a worker may have before it when a held step is let in
+AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 GONE = 0.05  # the chance of a return below which a workflow has no lease
-FIRST_LOOK, RENEWED = 5.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
+FIRST_LOOK, RENEWED = 1.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
 ROLES, RECENT = 10_000, 0.1  # whose first prompts are known, the latest, and the weight of a new one
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
@@ -279,10 +279,12 @@ class Gate:
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
         """Let in who has waited longest, as long as the worker has little to prefill and there is room."""
         admitted: list[Admitted] = []
-        while sum(book.prefills.values()) < AHEAD:
+        while True:
             moved: list[Admitted] = []
+            pending = sum(book.prefills.values())
             for home, account in self._heads(book, now):
-                moved = self._try(book, home, account, now)
+                if pending <= AHEAD * book.worker.rates.recompute(self._need(book, account)):
+                    moved = self._try(book, home, account, now)
                 if moved:
                     break
             if not moved:
