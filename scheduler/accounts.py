@@ -15,6 +15,10 @@ OVERLAP = 0.4  # of the device memory, that counts beside a host tier
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 
+Standing = tuple[str, str, str]
+"""Tenant, role and kind of stop of a step after which a workflow went idle."""
+
+
 @dataclass(slots=True, eq=False)
 class Held:
     """A step at the gate. It waits since `since`, is overdue from `overdue` on, and is let in by `deadline`.
@@ -49,6 +53,7 @@ class Account:
     told: bool = False  # whether its engine knows of the lease
     gap: Gap | None = None
     since: float = 0.0
+    stood: Standing | None = None  # how it stopped, while it has not come back
     alive: float = 1.0
     tokens: int = 0
     live: int = 0

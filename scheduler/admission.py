@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import Account, Book, Held, Line
+from scheduler.accounts import Account, Book, Held, Line, Standing
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
 from scheduler.knowledge import Knowledge
@@ -36,6 +36,7 @@ GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 1.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
 ROLES, RECENT = 10_000, 0.1  # whose first prompts are known, the latest, and the weight of a new one
+HOPE = 3  # workflows that are taken to have come back after every kind of stop
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
 TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
@@ -63,6 +64,7 @@ class Gate:
         self._lines: dict[str, Line] = {}  # by pool
         self._touched: dict[str, None] = {}  # workers where somebody might get in now
         self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._stops: dict[Standing, list[int]] = {}  # how many stopped so, and how many of them came back
         self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._fading: list[tuple[float, int, Book, Account, float]] = []
         self._number = count()
@@ -86,6 +88,10 @@ class Gate:
         book = self.book(worker)
         account = book.account(step.session)
         account.flex = step.flex
+        if account.stood is not None:
+            if account.stood in self._stops:
+                self._stops[account.stood][1] += 1
+            account.stood = None
         if (
             passes
             or account.leased
@@ -126,6 +132,21 @@ class Gate:
         if len(self._openings) > ROLES:
             self._openings.popitem(last=False)
 
+    def _stopped(self, account: Account, step: Step) -> None:
+        """The workflow is idle from now on."""
+        account.stood = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
+        counts = self._stops.setdefault(account.stood, [0, 0])
+        counts[0] += 1
+        if len(self._stops) > ROLES:
+            self._stops = {key: counts for key, counts in self._stops.items() if key == account.stood}
+        account.alive = self._returning(account)
+
+    def _returning(self, account: Account) -> float:
+        """The share of workflows that came back after such a stop. Who is still away counts as gone, so that an end is
+        known from the first few runs on, long before any has been given up."""
+        stopped, returned = self._stops.get(account.stood or ("", "", ""), (0, 0))
+        return (returned + HOPE) / (stopped + HOPE)
+
     def first_token(self, step: Step) -> None:
         """The step's prefill is over."""
         if (found := self._running.get(step.id)) is not None and found[0].prefills.pop(step.id, None) is not None:
@@ -154,6 +175,7 @@ class Gate:
             book.settle(home)
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)
+            self._stopped(account, step)
             self._look_again(book, account, now)
         book.settle(account)
         self._touched[book.worker.id] = None
@@ -192,7 +214,7 @@ class Gate:
             _, _, book, account, since = heapq.heappop(self._fading)
             if account.running or account.since != since or account.gap is None:
                 continue
-            account.alive = 1.0 - account.gap.never_after(now - since)
+            account.alive = self._returning(account) * (1.0 - account.gap.never_after(now - since))
             if account.alive < GONE:
                 account.leased = False
             else:

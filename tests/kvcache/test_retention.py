@@ -53,13 +53,13 @@ def test_the_index_is_weighed_by_what_a_token_costs() -> None:
     assert order_of(policy, 0, "dear", "cheap") == ["cheap", "dear"]
 
 
-def test_a_step_that_waits_is_worth_all_the_others_but_what_is_leased() -> None:
+def test_a_step_that_waits_is_worth_all_the_others_leased_or_not() -> None:
     policy = Retention()
     for owner, leased in (("idle", False), ("waits", False), ("leased", True), ("both", True)):
         policy.told(owner, Hint(since=0, gap=Steady(9e9), leased=leased), 0)
     for owner in ("waits", "both"):
         policy.started(owner, 1)
-    assert order_of(policy, 1, "both", "waits", "leased", "idle") == ["idle", "waits", "leased", "both"]
+    assert order_of(policy, 1, "both", "waits", "leased", "idle") == ["idle", "leased", "both", "waits"]
 
 
 def test_one_that_waits_and_of_which_nothing_was_told_is_worth_as_much() -> None:

@@ -394,7 +394,9 @@ def test_the_owner_names_branch_and_role_and_nothing_of_the_client(runs: Runs) -
 def test_the_view_shows_tools_gaps_and_branches(runs: Runs) -> None:
     one = runs.call([user("a")], "", ToolCall(mint(1), "look", "{}"))
     runs.call([user("a"), asks(mint(1)), result(mint(1), "x")])
-    told = view.detail(runs.step(one).session.workflow, runs.scheduler.knowledge, runs.scheduler.workers)
+    told = view.detail(
+        runs.step(one).session.workflow, runs.scheduler.knowledge, runs.scheduler.workers, runs.scheduler.gate
+    )
     assert [step["tools"] for step in told["steps"]] == [["look"], []]
     assert told["steps"][1]["gap_seconds"] == pytest.approx(5.1)
 
