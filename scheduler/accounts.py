@@ -8,15 +8,12 @@ from itertools import count
 
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
+from scheduler.habits import Standing
 from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
 OVERLAP = 0.4  # of the device memory, that counts beside a host tier
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
-
-
-Standing = tuple[str, str, str]
-"""Tenant, role and kind of stop of a step after which a workflow went idle."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +52,8 @@ class Account:
     since: float = 0.0
     stood: Standing | None = None  # how it stopped, while it has not come back
     alive: float = 1.0
+    worth: float = 0.0  # its index, until `worth_until`
+    worth_until: float = 0.0
     tokens: int = 0
     live: int = 0
     claim: int = 0
@@ -90,7 +89,9 @@ class Book:
         self.claimed = 0
         self.cost = 0.0
         self.demand = 0  # tokens of all that may still call
-        self.prefills: dict[str, float] = {}  # of steps without a first token, in expected seconds
+        # Of steps without a first token: the seconds it will take, and the time when it is over at the latest, as the
+        # first token of an answer in one piece comes with the last.
+        self.prefills: dict[str, tuple[float, float]] = {}
         self.wanted = 0  # tokens of the contexts of held steps
 
     @property
@@ -100,6 +101,10 @@ class Book:
         if not worker.kv_tokens:
             return 0
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
+
+    def pending(self, now: float) -> float:
+        """Seconds of prefill that the worker has before it."""
+        return sum(seconds for seconds, until in self.prefills.values() if until > now)
 
     @property
     def growth(self) -> int:

@@ -17,9 +17,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import Account, Book, Held, Line, Standing
+from scheduler.accounts import Account, Book, Held, Line
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
+from scheduler.habits import Habits, returning
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
@@ -32,11 +33,12 @@ STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
 IDLE = 1.0  # the price of a second in which a worker has nothing to do
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
+LEAST_AHEAD = 0.05  # seconds of it that never matter
 GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 1.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
-ROLES, RECENT = 10_000, 0.1  # whose first prompts are known, the latest, and the weight of a new one
-HOPE = 3  # workflows that are taken to have come back after every kind of stop
+AWAY = 120.0  # seconds within which a step that left is sent again, if it is
+WORTH = 0.1  # of an idle time, for which an index holds
 SOONEST = 0.05  # seconds; an idle time counts as this long at least
 TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
@@ -63,9 +65,10 @@ class Gate:
         self._running: dict[str, tuple[Book, Account]] = {}
         self._lines: dict[str, Line] = {}  # by pool
         self._touched: dict[str, None] = {}  # workers where somebody might get in now
-        self._ages: OrderedDict[tuple[str, int], float] = OrderedDict()
-        self._stops: dict[Standing, list[int]] = {}  # how many stopped so, and how many of them came back
-        self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._ages: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
+        self.habits = Habits()
+        self._lost: dict[str, Held] = {}  # the holds of steps whose worker was lost
+        self._leased: dict[Account, Book] = {}  # that got a lease while steps of theirs were held
         self._fading: list[tuple[float, int, Book, Account, float]] = []
         self._number = count()
         self._due: list[tuple[float, int, str]] = []  # deadlines
@@ -76,6 +79,10 @@ class Gate:
         if book is None:
             book = self.books[worker.id] = Book(worker)
         return book
+
+    def came(self, worker: Worker) -> None:
+        """The worker is up, or has changed: who is held may go there."""
+        self._touched[self.book(worker).worker.id] = None
 
     def arrived(
         self, step: Step, worker: Worker, tokens: int, now: float, *, back: float = 0.0, passes: bool = False
@@ -89,22 +96,21 @@ class Gate:
         account = book.account(step.session)
         account.flex = step.flex
         if account.stood is not None:
-            if account.stood in self._stops:
-                self._stops[account.stood][1] += 1
+            account.stood[1] += 1
             account.stood = None
-        if (
-            passes
-            or account.leased
-            or not book.capacity
-            or (not book.waiting and self._fits(book, account, step, tokens))
-        ):
+        before = self._lost.pop(step.id, None)
+        since, left = self._ages.pop((step.branch.id, step.link), (now, now))
+        free = not book.capacity or (not book.waiting and self._fits(book, account, step, tokens))
+        if passes or account.leased or free:
             self._begin(step, book, tokens, now)
             return True
-        since = self._ages.pop((step.branch.id, step.link), now)
+        since = before.since if before else since if now - left < AWAY else now
         overload = max(1.0, book.demand / book.capacity)
         bound = max(SHORTEST, PATIENCE * book.cost * overload**SLOPE)
-        overdue, deadline = since + back + bound, max(now + TICK, since + back + STATED * bound)
-        held = Held(step, tokens, since, since + back, overdue, deadline)
+        overdue, deadline = since + back + bound, since + back + STATED * bound
+        if before:  # what was stated holds
+            overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
+        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline))
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
@@ -119,34 +125,6 @@ class Gate:
         self._lines.setdefault(book.worker.pool, Line()).add(book, account)
         self._touched[book.worker.id] = None
 
-    def shares(self, step: Step, tokens: int) -> int:
-        """The tokens of the first prompt of a session that others there are expected to hold already."""
-        return int(tokens * self._openings.get((step.session.workflow.tenant, step.role or ""), 0.0))
-
-    def _opened(self, step: Step) -> None:
-        """Learn how much of a session's first prompt others there held."""
-        key = step.session.workflow.tenant, step.role or ""
-        known = self._openings.pop(key, None)
-        share = step.usage.cached / step.usage.prompt
-        self._openings[key] = share if known is None else known + RECENT * (share - known)
-        if len(self._openings) > ROLES:
-            self._openings.popitem(last=False)
-
-    def _stopped(self, account: Account, step: Step) -> None:
-        """The workflow is idle from now on."""
-        account.stood = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
-        counts = self._stops.setdefault(account.stood, [0, 0])
-        counts[0] += 1
-        if len(self._stops) > ROLES:
-            self._stops = {key: counts for key, counts in self._stops.items() if key == account.stood}
-        account.alive = self._returning(account)
-
-    def _returning(self, account: Account) -> float:
-        """The share of workflows that came back after such a stop. Who is still away counts as gone, so that an end is
-        known from the first few runs on, long before any has been given up."""
-        stopped, returned = self._stops.get(account.stood or ("", "", ""), (0, 0))
-        return (returned + HOPE) / (stopped + HOPE)
-
     def first_token(self, step: Step) -> None:
         """The step's prefill is over."""
         if (found := self._running.get(step.id)) is not None and found[0].prefills.pop(step.id, None) is not None:
@@ -154,8 +132,9 @@ class Gate:
 
     def ended(self, step: Step, now: float) -> None:
         """The step has left its worker, or the gate; `step.usage` is known where it ended well."""
+        self._lost.pop(step.id, None)
         if (held := self._unhold(step)) is not None:
-            self._ages[step.branch.id, step.link] = held.since
+            self._ages[step.branch.id, step.link] = held.since, now
             if len(self._ages) > AGES:
                 self._ages.popitem(last=False)
             return
@@ -167,7 +146,7 @@ class Gate:
         book.prefills.pop(step.id, None)
         if (home := book.of.get(step.session)) is not None and step.usage.prompt:
             if step.session not in home.shared:
-                self._opened(step)
+                self.habits.opened(step)
             shared = home.shared.setdefault(step.session, step.usage.cached)
             own = max(0, step.usage.prompt + step.usage.output - shared)
             # A sub-agent that has answered is done, as a rule: if it is called again, it counts anew.
@@ -175,7 +154,8 @@ class Gate:
             book.settle(home)
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)
-            self._stopped(account, step)
+            account.stood = self.habits.stopped(step) if step.usage.prompt else None
+            account.alive, account.worth_until = returning(account.stood), 0.0
             self._look_again(book, account, now)
         book.settle(account)
         self._touched[book.worker.id] = None
@@ -187,6 +167,11 @@ class Gate:
                 book.drop(session)
                 self._touched[name] = None
 
+    def moved(self, session: Session, old: str, new: str) -> None:
+        """The session sits at another worker; at another life of the same one what it held is lost already."""
+        if old != new:
+            self.gone(session, old)
+
     def lost(self, worker: Worker) -> list[Step]:
         """What the worker held is gone. Returns the steps that were held there, which are not any more."""
         book = self.books.get(worker.id)
@@ -197,6 +182,7 @@ class Gate:
         steps = [step for account in list(book.waiting) for step in account.held.values()]
         for held in steps:
             self._unhold(held.step)
+            self._lost[held.step.id] = held
         return [held.step for held in steps]
 
     def admitted(self, now: float, *, everywhere: bool) -> list[Admitted]:
@@ -205,16 +191,21 @@ class Gate:
         self._touched = {}
         if not self.held:
             return []
-        due = self._overdue(now) if everywhere else []
+        leased, self._leased = self._leased, {}
+        due = [
+            one for account, book in leased.items() if account.leased and account.held
+            for one in self._grant(book, account, book, now, "leased")
+        ]  # fmt: skip
+        due += self._overdue(now) if everywhere else []
         return due + [one for name in names for one in self._let_in(self.books[name], now)]
 
     def faded(self, now: float) -> None:
         """Count idle workflows for less as the chance of their return sinks."""
         while self._fading and self._fading[0][0] <= now:
             _, _, book, account, since = heapq.heappop(self._fading)
-            if account.running or account.since != since or account.gap is None:
+            if account.running or account.since != since or account.gap is None or not account.contexts:
                 continue
-            account.alive = self._returning(account) * (1.0 - account.gap.never_after(now - since))
+            account.alive = returning(account.stood) * (1.0 - account.gap.never_after(now - since))
             if account.alive < GONE:
                 account.leased = False
             else:
@@ -255,17 +246,20 @@ class Gate:
         account.running[step.id] = tokens
         self._running[step.id] = book, account
         had = sum(book.worker.residency.tokens(step.branch.id))
-        book.prefills[step.id] = book.worker.rates.seconds(had, tokens)
+        seconds = book.worker.rates.seconds(had, tokens)
+        book.prefills[step.id] = seconds, now + 2 * (book.pending(now) + seconds) + 1.0
         own = self._own(book, account, step, tokens)
         account.contexts[session] = max(account.contexts[session], own)
         book.settle(account)
-        if book.room < 0:
+        if account.held:
+            self._leased[account] = book
+        if book.capacity and book.room < 0:
             self._revoke(book, self._victims(book, now), 0)
 
     def _own(self, book: Book, account: Account, step: Step, tokens: int) -> int:
         """What a session of so many tokens will count for itself."""
         shared = account.shared.get(step.session)
-        return max(0, tokens + book.growth - (self.shares(step, tokens) if shared is None else shared))
+        return max(0, tokens + book.growth - (self.habits.shares(step, tokens) if shared is None else shared))
 
     def _unhold(self, step: Step) -> Held | None:
         """The step is not held any more."""
@@ -288,24 +282,26 @@ class Gate:
 
     def _fits(self, book: Book, account: Account, step: Step, tokens: int) -> bool:
         """Whether there is room for a workflow without a lease, one of whose sessions grows to `tokens`."""
-        return not book.claimed or account.tokens + self._own(book, account, step, tokens) <= book.room
+        more = self._own(book, account, step, tokens) - account.contexts[step.session]
+        return not book.claimed or account.tokens + max(0, more) <= book.room
 
     def _need(self, book: Book, account: Account) -> int:
         """The tokens that a workflow without a lease will count for with all its held steps."""
-        more = []
+        more: dict[Session, int] = {}
         for held in account.held.values():
-            if (session := held.step.session) in account.contexts:
-                more.append(self._own(book, account, held.step, held.tokens) - account.contexts[session])
-        return account.tokens + sum(max(0, one) for one in more)
+            session = held.step.session
+            own = self._own(book, account, held.step, held.tokens) - account.contexts.get(session, 0)
+            more[session] = max(own, more.get(session, 0))
+        return account.tokens + sum(more.values())
 
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
         """Let in who has waited longest, as long as the worker has little to prefill and there is room."""
         admitted: list[Admitted] = []
         while True:
             moved: list[Admitted] = []
-            pending = sum(book.prefills.values())
+            pending = book.pending(now)
             for home, account in self._heads(book, now):
-                if pending <= AHEAD * book.worker.rates.recompute(self._need(book, account)):
+                if pending <= max(LEAST_AHEAD, AHEAD * book.worker.rates.recompute(self._need(book, account))):
                     moved = self._try(book, home, account, now)
                 if moved:
                     break
@@ -339,7 +335,7 @@ class Gate:
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
         need, room = self._need(book, account), book.room
-        if need <= room or not book.claimed:
+        if need <= room or not book.claimed or not book.capacity:
             return self._grant(home, account, book, now, "room")
         late = account.overdue <= now
         victims = self._victims(book, now)
@@ -380,8 +376,11 @@ class Gate:
         """What keeping an idle workflow's KV saves: worker seconds for each second and token."""
         if account.gap is None or not account.tokens:
             return 0.0
-        idle = max(now - account.since, SOONEST)
-        return account.gap.index(idle) * book.worker.rates.recompute(account.tokens) / account.tokens
+        if now >= account.worth_until:
+            idle = max(now - account.since, SOONEST)
+            account.worth = account.gap.index(idle) * book.worker.rates.recompute(account.tokens) / account.tokens
+            account.worth_until = now + WORTH * idle
+        return account.worth
 
     def _revoke(self, book: Book, victims: list[tuple[float, Account]], need: int) -> None:
         """Take leases from these, in their order, until there is room."""

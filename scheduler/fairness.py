@@ -24,11 +24,12 @@ class Shares:
         self.weights: dict[str, float] = {}  # of tenants whose weight is not 1
         self._served: dict[str, float] = {}  # virtual time, the latest active last
         self._open: dict[str, int] = {}  # steps
+        self._latest = 0.0  # the largest virtual time that any has come to
 
     def arrived(self, tenant: str) -> None:
         """A step of the tenant has come. One that comes back after a while has saved up nothing."""
         if tenant not in self._open:
-            least = min((self._served[one] for one in self._open), default=0.0)
+            least = min((self._served[one] for one in self._open), default=self._latest)
             self._served[tenant] = max(self._served.pop(tenant, least), least)
             if len(self._served) > MOST_TENANTS:
                 idle = (one for one in self._served if one not in self._open and one != tenant)
@@ -39,6 +40,7 @@ class Shares:
         """A step of the tenant is over; a worker counted so much for it."""
         work = max(0, usage.prompt - usage.cached) + OUTPUT * usage.output
         self._served[tenant] += work / self.weights.get(tenant, 1.0)
+        self._latest = max(self._latest, self._served[tenant])
         self._open[tenant] -= 1
         if not self._open[tenant]:
             del self._open[tenant]

@@ -70,10 +70,10 @@ class SoonestDone:
     def _terms(self, worker: Worker, step: Step, tokens: int, home: bool) -> dict[str, float]:
         book = self._gate.book(worker)
         role = role_owner(step.session.workflow.tenant, step.role)
-        had = max(sum(worker.residency.tokens(role)), self._gate.shares(step, tokens) if home else 0)
+        had = max(sum(worker.residency.tokens(role)), self._gate.habits.shares(step, tokens) if home else 0)
         over = book.demand + tokens - had - book.capacity if book.capacity else 0
         return {
-            "queue_seconds": sum(book.prefills.values()),
+            "queue_seconds": book.pending(step.arrived),
             "prefill_seconds": worker.rates.seconds(had, tokens),
             "pressure_seconds": max(0, over) / book.capacity * book.cost if book.capacity else 0.0,
         }

@@ -34,8 +34,7 @@ from scheduler.sizes import Sizes
 from scheduler.workers import Worker
 
 RETRY_AFTER_SECONDS = 5
-RETURNING = 0.95  # the share of the sessions that return before they count as overdue
-PATIENCE = 10.0  # seconds for which no session is overdue
+RETURNING, PATIENCE = 0.95, 10.0  # the share of sessions that return before they are overdue, and seconds for all
 PLACES = 10  # of a second, in an engine's line
 FASTEST = 5e-4  # seconds a token; no worker decodes faster
 TRIES = 2
@@ -124,6 +123,7 @@ class Scheduler:
 
     def _come(self, step: g.Step, now: float) -> list[Action]:
         """Send the step to its worker, if that has a gate that is open; no actions: it is held."""
+        self._planned.pop(step.id, None)
         decision = self._choose(step)
         if decision is None:
             return [self._refuse(step, now)]
@@ -184,7 +184,7 @@ class Scheduler:
         if old is not None and old != worker.seat:
             self.workers[old[0]].sessions.discard(session)
             self.keeping.dead(session, old[0])
-            self.gate.gone(session, old[0])
+            self.gate.moved(session, old[0], worker.id)
         session.seats[worker.pool] = worker.seat
         worker.sessions.add(session)
 
@@ -324,8 +324,8 @@ class Scheduler:
         lost = self._lose(worker) if worker.incarnation != life else []
         worker.pool, worker.models = event.pool, frozenset(event.models)
         worker.incarnation, worker.kv_tokens, worker.host_tokens = life, event.kv_tokens, event.host_tokens
-        worker.advised, worker.fetches = event.advised, event.fetches
-        worker.residency.room = event.kv_tokens
+        worker.advised, worker.fetches, worker.residency.room = event.advised, event.fetches, event.kv_tokens
+        self.gate.came(worker)
         worker.up, worker.failed = True, False
         return lost
 

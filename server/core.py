@@ -166,6 +166,8 @@ class Core:
             async with asyncio.timeout(min(patience, left)):
                 return await attempt.decided
         except TimeoutError:
+            if attempt.decided.done() and not attempt.decided.cancelled():  # in the same turn
+                return attempt.decided.result()
             if patience < left:
                 text = f"held for {patience:g} s, as {hold.reason}; send it again, it keeps its place"
                 return Reject(attempt.call.id, 503, text, RETRY_SOON)

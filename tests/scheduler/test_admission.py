@@ -243,3 +243,58 @@ def test_shared_prefixes_count_once() -> None:
         play.done(step, cached=6000)
     book = play.scheduler.gate.books["w0"]
     assert book.demand < 6000 + 4 * 1000
+
+
+def test_a_worker_whose_size_is_not_known_lets_in_who_is_held_elsewhere() -> None:
+    play = Play()
+    play.call("a", 9000)
+    step = play.call("b", 9000)
+    assert step in play.held
+    play.send(WorkerUp("w1", "pool", ("m",), "0", kv_tokens=0))
+    play.wait(3)
+    assert play.worker(step) == "w1"
+
+
+def test_what_returns_to_a_restarted_worker_counts_there() -> None:
+    play = Play()
+    play.turn("a", 6000)
+    play.send(WorkerDown("w0"))
+    play.send(WorkerUp("w0", "pool", ("m",), "1", kv_tokens=KV))
+    play.call("a", 6000)
+    assert play.scheduler.gate.books["w0"].claimed >= 6000
+    assert play.call("b", 9000) in play.held
+
+
+def test_a_stated_deadline_stands_when_the_worker_is_lost() -> None:
+    play = Play(workers=2)
+    for session in ("a", "b"):
+        play.call(session, 9000)
+    step = play.call("c", 9000)
+    stated = play.held[step]
+    play.wait(int(stated.deadline - play.now) - 20)
+    play.send(WorkerDown(stated.worker))
+    play.wait(21)
+    assert step in play.sent
+    assert play.now <= stated.deadline + 1.0
+
+
+def test_a_workflow_that_is_back_counts_once() -> None:
+    play = Play()
+    for _ in range(3):
+        play.turn("a", 5500)
+    book = play.scheduler.gate.books["w0"]
+    (account,) = (one for one in book.accounts.values() if one.workflow.id == "a")
+    account.leased = False
+    book.settle(account)
+    play.call("b", 3000)
+    assert play.call("a", 5600) in play.sent
+
+
+def test_agents_that_wait_go_when_another_of_their_run_gets_a_lease() -> None:
+    play = Play()
+    play.call("b", 9000)
+    step = play.call("a/one", 4000)
+    assert step in play.held
+    who = Identity(tenant="t", workflow="a", session="a/two", rule="metadata")
+    play.send(StepArrived("pinned", "m", who, pinned="w0", size=100))
+    assert "leased" in play.sent[step].decision.reason

@@ -80,3 +80,13 @@ def test_offline_work_is_let_in_behind_all_others_and_gives_way_first() -> None:
     play.done(later)
     play.wait(600)
     assert offline in play.sent
+
+
+def test_who_was_alone_for_long_is_not_behind_who_comes_first_now() -> None:
+    shares = Shares()
+    for _ in range(50):
+        shares.arrived("alone")
+        shares.ended("alone", Usage(int(RATE) * 10, 0, 0))
+    shares.arrived("new")
+    shares.arrived("alone")
+    assert shares.behind("alone") == 0

@@ -1,0 +1,54 @@
+"""What workflows usually do at the gate: whether they come back after a stop, and what their sessions begin with."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from scheduler.estimates import kind
+from scheduler.graph import Step
+
+HOPE = 3  # workflows that are taken to have come back after every kind of stop
+MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
+
+Standing = list[int]
+"""How many workflows stopped so, and how many of them came back."""
+
+
+class Habits:
+    """Learned from what has happened, by tenant and role. Soft and bounded, the oldest forgotten first."""
+
+    def __init__(self) -> None:
+        self._stops: OrderedDict[tuple[str, str, str], Standing] = OrderedDict()
+        self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def stopped(self, step: Step) -> Standing:
+        """A workflow is idle after this step. Whoever holds the result says `standing[1] += 1` when it is back."""
+        key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
+        standing = self._stops.setdefault(key, [0, 0])
+        self._stops.move_to_end(key)
+        standing[0] += 1
+        if len(self._stops) > MOST:
+            self._stops.popitem(last=False)
+        return standing
+
+    def shares(self, step: Step, tokens: int) -> int:
+        """The tokens of the first prompt of a session that others there are expected to hold already."""
+        return int(tokens * self._openings.get((step.session.workflow.tenant, step.role or ""), 0.0))
+
+    def opened(self, step: Step) -> None:
+        """A session's first step has ended: how much of its prompt others there held is known."""
+        key = step.session.workflow.tenant, step.role or ""
+        known = self._openings.pop(key, None)
+        share = step.usage.cached / step.usage.prompt
+        self._openings[key] = share if known is None else known + RECENT * (share - known)
+        if len(self._openings) > MOST:
+            self._openings.popitem(last=False)
+
+
+def returning(standing: Standing | None) -> float:
+    """The share of workflows that came back after such a stop.
+
+    Who is still away counts as gone, so that an end is known from the first runs on, long before any has been given up.
+    """
+    stopped, returned = standing or (0, 0)
+    return (returned + HOPE) / (stopped + HOPE)
