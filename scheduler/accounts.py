@@ -102,6 +102,11 @@ class Book:
             return 0
         return worker.host_tokens + int(OVERLAP * worker.kv_tokens) if worker.host_tokens else worker.kv_tokens
 
+    @property
+    def holds(self) -> int:
+        """Steps at the gate."""
+        return sum(len(account.held) for account in self.waiting)
+
     def pending(self, now: float) -> float:
         """Seconds of prefill that the worker has before it."""
         return sum(seconds for seconds, until in self.prefills.values() if until > now)

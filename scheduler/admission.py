@@ -1,11 +1,11 @@
 """The gate: which workflows may run on a worker, so that what they hold fits its memory (design §7).
 
 A workflow with a lease passes. One without is given room, or the leases of idle ones are revoked, those first whose KV
-is worth least for each second and token, as long as that is under the going price; else its steps are held. A hold is
-bounded: it is overdue after about as long as it would take to compute once more what all live workflows hold, which is
-what plain queueing would cost it; the overdue go first, in their order, and at the deadline a step passes whatever
-there is room for. Below capacity nothing is ever held. Leases end with their workflow, or fade with the chance that it
-returns: clients rarely say that they have finished.
+is worth least for each second and token, as long as that is under the going price; else its steps are held. The line is
+first come, first served, one for all workers of a pool. A hold is bounded: it is overdue after about as long as it would
+take to compute once more what all live workflows hold, which is what plain queueing would cost it; then any idle lease
+may go for it, and at the deadline it passes whatever there is room for. Below capacity nothing is ever held. Leases end
+with their workflow, or fade with the chance that it returns: clients rarely say that they have finished.
 
 There is no cycle of waits: only running steps hold what cannot be revoked, and a step that runs waits for no gate.
 """
@@ -25,10 +25,8 @@ from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
-PATIENCE, SLOPE = (
-    1.1,
-    1.6,
-)  # a hold is overdue after so many times what computing all once more takes, times the overload
+# A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE.
+PATIENCE, SLOPE = 1.1, 1.6
 STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
 IDLE = 1.0  # the price of a second in which a worker has nothing to do

@@ -56,8 +56,12 @@ class SoonestDone:
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
         """Return the worker and the seconds that decided. O(workers)."""
         tokens = self._sizes.expected(step)
-        home = _home(step, workers)
-        terms = {worker.id: self._terms(worker, step, tokens, worker is home) for worker in workers}
+        home, shared = _home(step, workers), self._gate.habits.shares(step, tokens)
+        role = role_owner(step.session.workflow.tenant, step.role)
+        terms = {}
+        for worker in workers:
+            had = max(sum(worker.residency.tokens(role)), shared if worker is home else 0)
+            terms[worker.id] = self._terms(worker, tokens, had, step.arrived)
         least = min(sum(one.values()) for one in terms.values())
         alike = [worker for worker in workers if sum(terms[worker.id].values()) <= least + ALIKE]
         if home is not None and home in alike:
@@ -67,13 +71,11 @@ class SoonestDone:
             return chosen
         return Decision(chosen.worker, "soonest-done", _told(terms[chosen.worker]))
 
-    def _terms(self, worker: Worker, step: Step, tokens: int, home: bool) -> dict[str, float]:
+    def _terms(self, worker: Worker, tokens: int, had: int, now: float) -> dict[str, float]:
         book = self._gate.book(worker)
-        role = role_owner(step.session.workflow.tenant, step.role)
-        had = max(sum(worker.residency.tokens(role)), self._gate.habits.shares(step, tokens) if home else 0)
         over = book.demand + tokens - had - book.capacity if book.capacity else 0
         return {
-            "queue_seconds": book.pending(step.arrived),
+            "queue_seconds": book.pending(now),
             "prefill_seconds": worker.rates.seconds(had, tokens),
             "pressure_seconds": max(0, over) / book.capacity * book.cost if book.capacity else 0.0,
         }

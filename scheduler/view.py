@@ -84,7 +84,7 @@ def worker(seen: Worker, gate: Gate) -> dict[str, Any]:
         "live_sessions": len(seen.sessions),
         "capacity_tokens": book.capacity,
         "claimed_tokens": book.claimed,
-        "held_steps": sum(len(account.held) for account in book.waiting),
+        "held_steps": book.holds,
     }
 
 

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from scheduler.accounts import Book
 from server.control import Control
 from server.core import Attempt, Core
 
@@ -84,7 +83,7 @@ class _Gauges(Collector):
         tiers = {w.id: w.host_tokens for w in workers}
         yield _gauge("host_tier_capacity_tokens", "KV capacity of a worker's host tier", "worker", tiers)
         books = {name: book for name, book in core.scheduler.gate.books.items() if book.capacity}
-        yield _gauge("held_steps", "Steps at the gate", "worker", {n: _held(book) for n, book in books.items()})
+        yield _gauge("held_steps", "Steps at the gate", "worker", {n: book.holds for n, book in books.items()})
         yield _gauge(
             "gate_capacity_tokens", "What the gate measures claims against", "worker",
             {name: book.capacity for name, book in books.items()},
@@ -133,10 +132,6 @@ class _Engines(Collector):
             for worker, value in values.items():
                 family.add_metric([worker], value)
             yield family
-
-
-def _held(book: Book) -> int:
-    return sum(len(account.held) for account in book.waiting)
 
 
 def _gauge(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
