@@ -2,10 +2,10 @@
 
 A workflow with a lease passes. One without is given room, or the leases of idle ones are revoked, those first whose KV
 is worth least for each second and token, as long as that is under the going price; else its steps are held. The line is
-first come, first served, one for all workers of a pool. A hold is bounded: it is overdue after about as long as it would
-take to compute once more what all live workflows hold, which is what plain queueing would cost it; then any idle lease
-may go for it, and at the deadline it passes whatever there is room for. Below capacity nothing is ever held. Leases end
-with their workflow, or fade with the chance that it returns: clients rarely say that they have finished.
+first come, first served, one for all workers of a pool. A hold is bounded: it is overdue after about as long as it
+would take to compute once more what all live workflows hold, which is what plain queueing would cost it; then any idle
+lease may go for it, and at the deadline it passes whatever there is room for. Below capacity nothing is ever held.
+Leases end with their workflow, or fade with the chance that it returns: clients rarely say that they have finished.
 
 There is no cycle of waits: only running steps hold what cannot be revoked, and a step that runs waits for no gate.
 """
