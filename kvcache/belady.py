@@ -14,8 +14,8 @@ class Belady(Foretold):
     name = "belady"
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
-        if (need := self.need(owner)) is not None:
-            return (KNOWN, need), INFINITY
+        if owner in self._since:
+            return (KNOWN, self.need(owner)), INFINITY
         hint = self._hints.get(owner)
         if hint is None or hint.next_use is None:
             return UNTOLD, INFINITY

@@ -106,8 +106,8 @@ def upcoming(order: Order[S], now: float) -> Iterator[S]:
         for child in (2 * place + 1, 2 * place + 2):
             if child < len(heap):
                 heappush(front, (heap[child], child))
-        if entries.get(entry[4]) is entry:
-            yield entry[4]
+        if entries.get(entry[3]) is entry:
+            yield entry[3]
 
 
 class _Chunks:

@@ -97,9 +97,10 @@ class Keeper:
 
     def sweep(self) -> None:
         """Forget what was told of owners that have no block any more."""
-        while self.ledger.forgotten:
-            owner, _ = self.ledger.forgotten.popitem()
-            if owner not in self.ledger:
+        ledger = self.ledger
+        while ledger.forgotten:
+            owner, _ = ledger.forgotten.popitem()
+            if owner not in ledger:
                 self.policy.forgotten(owner)
 
     def held(self, owner: str) -> tuple[int, int]:

@@ -198,15 +198,15 @@ class Ledger:
     def lost(self, key: Key, tier: int) -> None:
         """A tier has one copy less. The last one gone, the block is not known any more."""
         copies = self._copies[tier]
-        if key not in copies:
+        left = copies.pop(key, 0) - 1
+        if left < 0:
             return
         span = self._spans[key]
         span.tiers[tier] -= 1
         self._stirred[span] = None
-        copies[key] -= 1
-        if copies[key]:
+        if left:
+            copies[key] = left
             return
-        del copies[key]
         if key in self._copies[1 - tier]:
             return
         del self._spans[key], span.keys[key]

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from kvcache.policy import INFINITY, Policy, Rank, Stack
 
 S = TypeVar("S", bound=Stack)
-Entry = tuple[int, float, float, tuple[int, int], S, tuple[str, ...], Rank]  # rank, freed, number; the rank again
+Entry = tuple[Rank, float, tuple[int, int], S, tuple[str, ...]]  # rank, freed, number
 
 SPARE = 64  # stale entries that a heap may always have
 MANY = 8  # where one stack of so many has another rank, the heap is made anew
@@ -44,7 +44,7 @@ class Order(Generic[S]):
     def __iter__(self) -> Iterator[S]:
         """All stacks, the first to go first, by the ranks as they are."""
         self._settle(self._now)
-        return (entry[4] for entry in sorted(self._entries.values()))
+        return (entry[3] for entry in sorted(self._entries.values()))
 
     def add(self, stack: S, now: float, place: int | None = None) -> None:
         """Put the stack in, or in its new place; it stays among equals where it was if `freed` is the same.
@@ -54,8 +54,8 @@ class Order(Generic[S]):
         number, freed = (self._added if place is None else place, self._added), stack.freed
         if (old := self._entries.get(stack)) is not None:
             self.discard(stack)
-            if old[2] == freed and place is None:
-                number = old[3]
+            if old[1] == freed and place is None:
+                number = old[2]
         self._added += 1
         owners = tuple(stack.owners)
         for owner in owners:
@@ -63,14 +63,13 @@ class Order(Generic[S]):
                 stacks[stack] = None
             else:
                 self._of[owner] = {stack: None}
-        rank = self._policy.rank(stack, now)
-        self._push((*rank, freed, number, stack, owners, rank))
+        self._push((self._policy.rank(stack, now), freed, number, stack, owners))
 
     def discard(self, stack: S) -> None:
         """Take the stack out, if it is in."""
         if (entry := self._entries.pop(stack, None)) is None:
             return
-        for owner in entry[5]:
+        for owner in entry[4]:
             stacks = self._of[owner]
             del stacks[stack]
             if not stacks:
@@ -85,31 +84,30 @@ class Order(Generic[S]):
 
     def first(self, now: float) -> S | None:
         """The stack to take the next block from; None: there is none."""
-        self._settle(now)
+        if self._stale:
+            self._settle(now)
         if now >= self._due:
             self.rerank(now)
         heap, entries = self._heap, self._entries
         while heap:
             entry = heap[0]
-            if entries.get(entry[4]) is entry:
-                return entry[4]
+            if entries.get(entry[3]) is entry:
+                return entry[3]
             heappop(heap)
         return None
 
     def _settle(self, now: float) -> None:
         """Rank the stacks of those owners anew of which an event has come."""
-        if not self._stale:
-            return
-        rank = self._policy.rank
-        stacks = {stack: None for owner in self._stale for stack in self._of.get(owner, ())}
+        rank, entries, of = self._policy.ranking(), self._entries, self._of
+        stacks = {stack: None for owner in self._stale for stack in of.get(owner, ())}
         self._stale.clear()
-        many = len(stacks) > len(self._entries) // MANY
+        many = len(stacks) > len(entries) // MANY
         for stack in stacks:
-            old = self._entries[stack]
-            if tuple(stack.owners) != old[5]:
+            was, freed, number, _, owners = entries[stack]
+            if tuple(stack.owners) != owners:
                 self.add(stack, now)
-            elif (new := rank(stack, now)) != old[6]:
-                entry = self._entries[stack] = (*new, *old[2:6], new)
+            elif (new := rank(stack, now)) != was:
+                entry = entries[stack] = (new, freed, number, stack, owners)
                 if not many:
                     heappush(self._heap, entry)
         if many:
@@ -117,18 +115,18 @@ class Order(Generic[S]):
         self._shrink()
 
     def _push(self, entry: Entry[S]) -> None:
-        self._entries[entry[4]] = entry
+        self._entries[entry[3]] = entry
         heappush(self._heap, entry)
 
     def rerank(self, now: float) -> None:
         """Rank all stacks anew. O(stacks)."""
         self._due = now + self._policy.refresh
-        rank, entries = self._policy.rank, self._entries
+        rank, entries = self._policy.ranking(), self._entries
         moved = False
-        for stack, old in entries.items():
+        for stack, (was, freed, number, _, owners) in entries.items():
             new = rank(stack, now)
-            if new is not old[6] and new != old[6]:
-                entries[stack] = (*new, *old[2:6], new)
+            if new is not was and new != was:
+                entries[stack] = (new, freed, number, stack, owners)
                 moved = True
         if moved:
             self._sort()

@@ -6,7 +6,7 @@ owners, given up from its tail; a block with several owners counts for the one t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,6 +102,10 @@ class Policy:
         """Where the stack stands at `now`."""
         return (UNKNOWN, stack.freed)
 
+    def ranking(self) -> Callable[[Stack, float], Rank]:
+        """`rank`, for many stacks while no event comes."""
+        return self.rank
+
 
 class Foretold(Policy):
     """What the policies share that go by hints: a stack counts for the owner that needs it soonest.
@@ -159,9 +163,9 @@ class Foretold(Policy):
                 best = held[0]
         return best if best[0] > UNKNOWN else (best[0], stack.freed)
 
-    def need(self, owner: str) -> float | None:
+    def need(self, owner: str) -> float:
         """The value of an owner whose step waits or runs, above that of any other: the first come is served first."""
-        return NEEDED - self._since[owner] if owner in self._since else None
+        return NEEDED - self._since[owner]
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
         """The rank of a live owner, and the time before which it holds if no event comes."""

@@ -24,10 +24,9 @@ class Retention(Foretold):
     refresh = 1.0
 
     def standing(self, owner: str, now: float) -> tuple[Rank, float]:
-        hint = self._hints.get(owner)
-        if (need := self.need(owner)) is not None:
-            return (LEASED, need), INFINITY
-        if hint is None:
+        if owner in self._since:
+            return (LEASED, self.need(owner)), INFINITY
+        if (hint := self._hints.get(owner)) is None:
             return UNTOLD, INFINITY
         index, until = _index(hint, now)
         if index is None and not hint.leased:
@@ -54,6 +53,6 @@ def _index(hint: Hint, now: float) -> tuple[float | None, float]:
 
 def _bin(seconds: float, bins: int) -> tuple[float, float]:
     """The edges of the bin that a time lies in: so many bins to each doubling."""
-    mantissa, exponent = frexp(seconds)
-    number = int(mantissa * 2 * bins)
-    return ldexp(number / (2 * bins), exponent), ldexp((number + 1) / (2 * bins), exponent)
+    width = ldexp(0.5 / bins, frexp(seconds)[1])
+    low = seconds // width * width
+    return low, low + width

@@ -8,7 +8,7 @@ much smaller (SHARDS: Waldspurger et al., FAST 2015).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from kvcache.policy import DEAD, UNKNOWN, Hint, Policy, Rank, Stack
 from kvcache.span import Key
@@ -174,3 +174,6 @@ class Guarded(Policy):
             return (UNKNOWN, stack.freed)
         rank = self.policy.rank(stack, now)
         return rank if self.weight == 1.0 or rank[0] == DEAD else (UNKNOWN, stack.freed)
+
+    def ranking(self) -> Callable[[Stack, float], Rank]:
+        return self.policy.ranking() if self.weight == 1.0 else self.rank

@@ -159,11 +159,10 @@ class Tier(Generic[Name]):
             self._add(Stack(self, span, now, dict(reversed(run))), now)
 
     def _unname(self, name: Name, key: Key) -> None:
-        names = self._names[key]
-        if len(names) == 1:
-            del self._names[key]
-        else:
+        names = self._names.pop(key)
+        if len(names) > 1:
             names.remove(name)
+            self._names[key] = names
 
     def _drop(self, stack: Stack[Name]) -> None:
         self.order.discard(stack)

@@ -63,18 +63,7 @@ class OwnerQueue:
 
     def declare(self, blocks: Iterable[KVCacheBlock], owner: str = ANONYMOUS) -> None:
         """These blocks hold what their hashes say. What nobody knows is the owner's."""
-        # The new keys come before the old ones go: of a block that changed its hash in use, the old key may be the new
-        # one of another. For the ledger the device has one copy of a key, or none: tokens count once.
-        ledger, keys, copies = self._keeper.ledger, self._keys, self._copies
-        changed = [(block.block_id, key) for block in blocks if (key := key_of(block)) is not None]
-        changed = [(number, key) for number, key in changed if keys[number] != key]
-        for _, key in changed:
-            copies[key] = copies.get(key, 0) + 1
-            if copies[key] == 1:
-                ledger.gained(key, DEVICE, owner)
-        for number, key in changed:
-            self._lose(number)
-            keys[number] = key
+        self._declare([(block.block_id, key) for block in blocks if (key := key_of(block)) is not None], owner)
 
     def popleft(self) -> KVCacheBlock:
         """Take the next block."""
@@ -163,7 +152,7 @@ class OwnerQueue:
         if self._ranks:
             try:
                 numbers = self._first(n)
-                taken = [number for number in numbers if number in free and free.pop(number) is None]
+                taken = [number for number in numbers if free.pop(number, 0) is None]
                 if len(taken) == n == len(numbers):
                     return taken
                 for number in reversed(taken):
@@ -176,9 +165,11 @@ class OwnerQueue:
 
     def _first(self, n: int) -> list[int]:
         spare, device = self._spare, self._keeper.device
-        numbers = [spare.popitem(last=False)[0] for _ in range(min(n, len(spare)))]
-        if len(numbers) == n:
-            return numbers
+        numbers: list[int] = []
+        if spare:
+            numbers = [spare.popitem(last=False)[0] for _ in range(min(n, len(spare)))]
+            if len(numbers) == n:
+                return numbers
         now = self._clock()
         while len(numbers) < n:
             stack = device.order.first(now)
@@ -193,6 +184,19 @@ class OwnerQueue:
         self._keeper.sweep()
         return numbers
 
+    def _declare(self, named: Iterable[tuple[int, Key]], owner: str = ANONYMOUS) -> None:
+        # The new keys come before the old ones go: of a block that changed its hash in use, the old key may be the new
+        # one of another. For the ledger the device has one copy of a key, or none: tokens count once.
+        ledger, keys, copies = self._keeper.ledger, self._keys, self._copies
+        changed = [(number, key) for number, key in named if keys[number] != key]
+        for _, key in changed:
+            copies[key] = copies.get(key, 0) + 1
+            if copies[key] == 1:
+                ledger.gained(key, DEVICE, owner)
+        for number, key in changed:
+            self._lose(number)
+            keys[number] = key
+
     def _rank(self, blocks: list[KVCacheBlock], last: bool) -> None:
         if self._ranks and blocks:
             try:
@@ -201,35 +205,32 @@ class OwnerQueue:
                 self._fail(why)
 
     def _put(self, blocks: list[KVCacheBlock], last: bool) -> None:
-        ranked: list[tuple[int, Key]] = []
+        keys = [(block.block_id, key_of(block)) for block in blocks]
+        ranked = [(number, key) for number, key in keys if key is not None]
         now = self._clock()
-        self._adopt(blocks, now)
-        self.declare(blocks)
-        for block in blocks:
-            number, key = block.block_id, key_of(block)
-            if key is not None:
-                ranked.append((number, key))
-                continue
-            self._lose(number)
-            self._spare[number] = None
-            if not last:
-                self._spare.move_to_end(number, last=False)
+        self._adopt(ranked, now)
+        self._declare(ranked)
+        for number, key in keys:
+            if key is None:
+                self._lose(number)
+                self._spare[number] = None
+                if not last:
+                    self._spare.move_to_end(number, last=False)
         if ranked:
             self._keeper.device.put(ranked, now)
 
-    def _adopt(self, blocks: list[KVCacheBlock], now: float) -> None:
+    def _adopt(self, named: list[tuple[int, Key]], now: float) -> None:
         """What no owner has declared is nobody's, all of it at once."""
-        ledger = self._keeper.ledger
-        found = dict.fromkeys(key for block in blocks if (key := key_of(block)) is not None)
-        if unknown := [key for key in found if ledger.span(key) is None]:
-            self._keeper.wrote(ANONYMOUS, None, unknown, now)
+        span = self._keeper.ledger.span
+        if unknown := dict.fromkeys(key for _, key in named if span(key) is None):
+            self._keeper.wrote(ANONYMOUS, None, list(unknown), now)
 
     def _lose(self, number: int) -> None:
         if (key := self._keys[number]) is not None:
             self._keys[number] = None
-            self._copies[key] -= 1
-            if not self._copies[key]:
-                del self._copies[key]
+            if left := self._copies.pop(key) - 1:
+                self._copies[key] = left
+            else:
                 self._keeper.ledger.lost(key, DEVICE)
 
     def _fail(self, why: Exception) -> None:
