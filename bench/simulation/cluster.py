@@ -59,7 +59,7 @@ class Cluster:
         self.engines = [Engine(i, profile, tokens, lambda: self.now, self._wake) for i in range(workers)]
         self.system = system(self)
         for engine in self.engines:
-            engine.obey(self.system.policy(), self.system.policy(), self.system.key)
+            engine.obey(self.system.policy(), self.system.policy(), self.system.key, self.system.joint)
 
     def at(self, time: float, what: Callable[[Any], None], argument: Any = None) -> None:
         """Call `what(argument)` at a time, in seconds; those of equal times in the order in which they were asked."""

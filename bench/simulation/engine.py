@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.simulation.joint import Lower, Upper
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
 from bench.simulation.system import Turn, role_of
@@ -85,11 +86,18 @@ class Engine:
         self.prefilled_tokens = 0
         self.preemptions = 0
 
-    def obey(self, device: Policy, host: Policy, key: Callable[[Turn], float | None]) -> None:
-        """Take the policies of the two tiers and the order of the waiting queue; before anything else."""
+    def obey(
+        self, device: Policy, host: Policy, key: Callable[[Turn], float | None], joint: bool = False
+    ) -> None:  # fmt: skip
+        """Take the policies of the two tiers and the order of the waiting queue; before anything else.
+
+        `joint`: the tiers are ranked as one, where there are two. Else all goes to the host that it can take.
+        """
         block = self.profile.block
-        self.device = Shelf(self.kv_tokens // block, block, device)
-        self.host = Shelf(self.tier_tokens // block, block, host)
+        blocks, below = self.kv_tokens // block, self.tier_tokens // block
+        lower = Lower(below, block, host) if joint and below else None
+        self.host: Shelf = lower or Shelf(below, block, host)
+        self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
         self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)
         self._key = key
 

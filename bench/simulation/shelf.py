@@ -115,7 +115,7 @@ class Shelf:
         held = self.pin(piece, now)
         more = max(0, min(blocks, self.size(piece)) - held.blocks)
         self.private -= more
-        held.blocks += more
+        self._resize(held, more)
         self.pinned += more
         return held, more
 
@@ -125,7 +125,7 @@ class Shelf:
         while one is not None and one.users == 1 and one.below == (one is not held):
             keep = max(0, tokens // self.block - one.piece.start // self.block)
             lost = max(0, one.blocks - keep)
-            one.blocks -= lost
+            self._resize(one, -lost)
             self.pinned -= lost
             self.free += lost
             one = one.above
@@ -172,6 +172,10 @@ class Shelf:
         for held in self.held.values():
             assert held.above is None or self.depth(held.above.piece) >= held.above.piece.end // self.block * self.block
             assert held.blocks <= self.size(held.piece)
+
+    def _resize(self, held: Held, by: int) -> None:
+        """More or less of the piece is held."""
+        held.blocks += by
 
     def _lacks(self, piece: Piece) -> int:
         return piece.end // self.block - self.depth(piece) // self.block
@@ -250,7 +254,7 @@ class Shelf:
             at = at.above
         for one in reversed(lacking):
             more = min(blocks, self.size(one.piece) - one.blocks)
-            one.blocks += more
+            self._resize(one, more)
             self.pinned += more
             blocks -= more
         assert not blocks, "more blocks than the line lacks"
@@ -261,9 +265,9 @@ class Shelf:
             stack = self.order.first(now)
             assert isinstance(stack, Held), "there is room, so there is a tip"
             taken = min(blocks, stack.blocks)
-            stack.blocks -= taken
             self.free += taken
             blocks -= taken
+            self._resize(stack, -taken)
             if not stack.blocks:
                 self.order.discard(stack)
                 self._settle(stack, now)

@@ -110,7 +110,7 @@ class Weft(WeftAttached):
 
     name = "weft"
     tick = 1 / TICK
-    advised = True
+    advised = joint = True
     obeyed: tuple[type, ...] = (Retain, Release, Prefetch)
 
     def __init__(self, cluster: Cluster) -> None:
