@@ -2,7 +2,8 @@
 
 So the host gives up dead blocks first, then copies of what the device will keep, then the lowest. What is stored while
 the device has it and keeps it would be the first to go: a full host takes only what the device gives up soon, before
-it does. That is the `margin`: the blocks that the device may give up at once.
+it does. That is the `margin`: the blocks that the device may give up at once, for a step's prefill and for what it
+restores from the host.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SWEPT = 256
 
 TIED = 64
 """Stacks of equal rank on the host of which the deepest chunk is found at once."""
+
+FADES = 0.99
+"""Of how much is restored at once, what is left of the most there was after another restore."""
 
 HOLDS = 0.1
 """Seconds for which it holds that there is nothing to move, unless something changes."""
@@ -153,7 +157,8 @@ class Joint:
     """
 
     def __init__(self, keeper: Keeper, contents: Contents, margin: int, soon: int) -> None:
-        self._keeper, self._contents, self._margin, self._soon = keeper, contents, margin, soon
+        self._keeper, self._contents, self._least, self._soon = keeper, contents, margin, soon
+        self.margin = margin
         self._copies: OrderedDict[Key, None] = OrderedDict()
         self._changes = 0
         self._idle: tuple[Hashable, float] | None = None  # for what, and since when there has been nothing to move
@@ -168,6 +173,11 @@ class Joint:
         """The host has given this chunk up."""
         self._changes += 1
         self._copies.pop(name, None)
+
+    def restored(self, blocks: int, most: int) -> None:
+        """A step took so many blocks at once for what comes from the host: as many may go again, `most` in all."""
+        widest = max(blocks, FADES * (self.margin - self._least))
+        self.margin = min(most, self._least + int(widest))
 
     def freed(self, name: Key) -> float | None:
         """When the device's copy of a chunk was freed; None where there is none, or it is in use."""
@@ -206,13 +216,13 @@ class Joint:
     def _found(self, most: int, now: float) -> list[Move]:
         found: list[Move] = []
         chunks = _Chunks(self._contents.vacant, self._costless(most, now), self._lowest(now))
-        left = self._margin - self._contents.idle
+        left = self.margin - self._contents.idle
         for stack in upcoming(self._keeper.device.order, now):
             if left <= 0 or len(found) == most:
                 break
             if (rank := self._rank(stack, now))[0] > DEAD:
                 going = list(self._unsaved(islice(reversed(stack.blocks), left)))
-                places = chunks.take(rank, min(len(going), most - len(found)), left > self._margin - self._soon)
+                places = chunks.take(rank, min(len(going), most - len(found)), left > self.margin - self._soon)
                 if len(places) < len(going):
                     going = list(islice(self._unsaved(stack.blocks), len(places)))
                 found += (Move(*one, stack.freed, instead) for one, instead in zip(going, places, strict=False))
@@ -283,7 +293,7 @@ class Joint:
 
     def _mark(self, now: float) -> Rank:
         """The rank up to which the device gives blocks up soon."""
-        left = self._margin - self._contents.idle
+        left = self.margin - self._contents.idle
         if left <= 0:
             return WORTHLESS
         for stack in upcoming(self._keeper.device.order, now):

@@ -15,7 +15,7 @@ class StepArrived:
 
     `prompt` is None where it cannot be read as messages, or is only the end of one. `size` is how much there is of it,
     in any unit that is the same for all steps of a model, such as the bytes of a body; 0: unknown. `flex` is offline
-    work.
+    work. `strict`: where the run cannot be done as was asked of it, the client wants to be refused.
     """
 
     step: str
@@ -25,6 +25,7 @@ class StepArrived:
     prompt: Prompt | None = None
     size: int = 0
     flex: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     output: int = 0
+
+    @property
+    def computed(self) -> int:
+        """What was not found."""
+        return max(0, self.prompt - self.cached) + self.output
 
 
 @dataclass(frozen=True, slots=True)

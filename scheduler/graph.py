@@ -1,5 +1,4 @@
-"""Run graphs: what each workflow has run so far, as sessions, branches and steps. Soft state, bounded, oldest forgotten
-first."""
+"""Run graphs: what each workflow has run so far, as sessions, branches and steps. Soft state, the oldest forgotten."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from scheduler.actions import Decision
 from scheduler.estimates import Past
 from scheduler.events import Usage
 from scheduler.handover import Source
+from scheduler.pledges import Pledge
 from scheduler.position import Progress
 from scheduler.prompt import shorten
 from scheduler.transitions import Context
@@ -140,7 +140,7 @@ class Workflow:
     """One run of an agent program: sessions that share a root. `named` where the client gave the name.
 
     `progress` is where the run stands in its template; `ends` are the steps that ended and that none has followed yet;
-    `repeats` says which step a step repeats; `over` that its end has been learned from.
+    `repeats` says which step a step repeats; `over` that its end has been learned from; `pledge` what was asked of it.
     """
 
     id: str
@@ -154,6 +154,7 @@ class Workflow:
     progress: Progress = field(default_factory=Progress)
     repeats: dict[str, str] = field(default_factory=dict)
     ends: dict[str, Context] = field(default_factory=dict)
+    pledge: Pledge | None = None
     touched: float = 0.0
     finished: bool = False
     over: bool = False
@@ -308,6 +309,7 @@ class Graph:
         into.progress.absorb(child.progress)
         into.repeats |= child.repeats
         into.ends |= child.ends
+        into.pledge = into.pledge or child.pledge
         for name in (child.id, *child.aliases):
             self._adopted[child.tenant, name] = into
             into.aliases.append(name)

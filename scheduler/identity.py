@@ -29,7 +29,8 @@ _VENDOR_SESSION = re.compile(r"x-([a-z0-9-]+)-session-id")
 class Claim:
     """What one rule read off a call. `final` says that the session makes no further call.
 
-    `after` names the roles whose steps this one follows.
+    `after` names the roles whose steps this one follows. `deadline`: seconds from the workflow's first step in which it
+    is to be done; `budget`: tokens that it may use.
     """
 
     workflow: str | None = None
@@ -39,6 +40,8 @@ class Claim:
     template: str | None = None
     after: tuple[str, ...] = ()
     final: bool = False
+    deadline: float | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,15 @@ def _first(source: Mapping[str, Any], *names: str) -> str | None:
     return next((value for name in names if (value := clean(source.get(name)))), None)
 
 
+def _amount(value: object) -> float | None:
+    """A positive number, or a string of one, as OpenAI's metadata has only strings."""
+    try:
+        amount = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
+        return None
+    return amount if 0.0 < amount < float("inf") else None
+
+
 def _claim(**found: Any) -> Claim | None:
     return Claim(**found) if any(found.values()) else None
 
@@ -135,6 +147,8 @@ def _metadata(headers: Headers, body: Mapping[str, Any]) -> Claim | None:
         role=_first(metadata, "node"),
         template=_first(metadata, "workflow"),
         after=tuple(filter(None, (clean(name.strip()) for name in after.split(",")))) if isinstance(after, str) else (),
+        deadline=_amount(metadata.get("deadline_seconds")),
+        budget=_amount(metadata.get("token_budget")),
     )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scheduler.calibration import Calibration
-from scheduler.estimates import Estimates, Past, Place, kind
+from scheduler.estimates import TOOL, Estimates, Past, Place, kind
 from scheduler.expectation import Expectation, Remaining
 from scheduler.foresight import Foresight
 from scheduler.gaps import Gap
 from scheduler.graph import FINISHED, Branch, Session, Step, Workflow
 from scheduler.learned import Learned
+from scheduler.prospect import Dice, Game, Line, Rest, side_by_side
 from scheduler.template import Template
 from scheduler.transitions import Context, Transitions
 
@@ -208,6 +209,27 @@ class Knowledge:
         """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""
         return len(self._lately(_key(workflow)).foresight.template.order) > 1
 
+    def prospects(self, workflow: Workflow, now: float, dice: Dice, draws: int) -> tuple[list[Rest], float]:
+        """So many ways in which a run may go on from now, and the confidence in what they are drawn from, in 0..1."""
+        ready = self._lately(_key(workflow))
+        position = workflow.progress.position(ready.foresight.template, now)
+        confidence = ready.expectation.remaining(position).confidence
+        if len(ready.foresight.template.order) > 1:
+            game = Game(ready.foresight.template)
+            return [game.draw(position, dice) for _ in range(draws)], confidence
+        lines = [self._line(branch, ready.foresight.template) for branch in _live(workflow)]
+        return [side_by_side(lines, dice) for _ in range(draws)], confidence
+
+    def _line(self, branch: Branch, template: Template) -> Line:
+        place = self._place(branch)
+        node = template.nodes.get(place.role)
+        steps, tokens = place.past.steps, branch.tokens
+        goes_on = place if steps else replace(place, past=place.past.ended(TOOL, 0))  # as it mostly will
+        return Line(
+            bool(branch.session.running), self.estimates.steps_left(place), self.estimates.gap(goes_on),
+            (node.seconds if node else None) or 0.0, tokens, tokens / steps if steps else 0.0,
+        )  # fmt: skip
+
     def _lately(self, key: Key) -> _Ready:
         program, kept = self.programs.get(key), self._ready.get(key)
         if kept is None or kept.declared is not self.declared.get(key) or (
@@ -301,10 +323,7 @@ class Knowledge:
         if told.confidence >= 1.0 or workflow.over:
             return told
         steps = tokens = 0.0
-        for session in workflow.sessions.values():
-            branch = latest(session)
-            if branch is None or session.ended:
-                continue
+        for branch in _live(workflow):
             left = self.estimates.steps_left(self._place(branch)).mean()
             steps += left
             tokens += left * self.estimates.output_tokens(self._place(branch)).mean()
@@ -335,3 +354,9 @@ def latest(session: Session) -> Branch | None:
     """The branch on which the session's last step came."""
     used = [branch for branch in session.branches if branch.last is not None]
     return max(used, key=lambda branch: branch.last.arrived if branch.last else -math.inf, default=None)
+
+
+def _live(workflow: Workflow) -> Iterable[Branch]:
+    """The latest branches of the sessions that have not ended."""
+    found = (latest(session) for session in workflow.sessions.values() if not session.ended)
+    return [branch for branch in found if branch is not None]

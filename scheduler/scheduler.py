@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scheduler import graph as g
+from scheduler import pledges
 from scheduler.actions import Action, Cancel, Decision, Dispatch, Hold, Reject
 from scheduler.admission import Admitted, Gate
 from scheduler.awaited import Awaited
@@ -29,12 +30,11 @@ from scheduler.keeping import Keeping, role_owner
 from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
 from scheduler.placement import Placement, SoonestDone
+from scheduler.quotas import Quotas
 from scheduler.residency import Residency
 from scheduler.sizes import Sizes
-from scheduler.workers import Worker
+from scheduler.workers import Worker, Workers
 
-RETRY_AFTER_SECONDS = 5
-RETURNING, PATIENCE = 0.95, 10.0  # the share of sessions that return before they are overdue, and seconds for all
 PLACES = 10  # of a second, in an engine's line
 FASTEST = 5e-4  # seconds a token; no worker decodes faster
 TRIES = 2
@@ -52,11 +52,11 @@ class Scheduler:
         self.graph = g.Graph(limits or g.Limits())
         self.linker = Linker(self.graph)
         self.knowledge = Knowledge()
-        self.workers: dict[str, Worker] = {}
+        self.workers = Workers()
         self.gate = Gate(self.knowledge)
         self.keeping = Keeping(self.knowledge, self.workers, self.gate)
         self.sizes = Sizes()
-        self.shares = Shares()
+        self.shares, self.quotas = Shares(), Quotas()
         self.placement = placement or SoonestDone(self.gate, self.sizes)
         self.running: dict[str, g.Step] = {}
         self._awaited = Awaited()
@@ -91,21 +91,9 @@ class Scheduler:
             actions.append(self._hold(self.running[event.step]))
         return actions
 
-    def serving(self, model: str) -> list[Worker]:
-        """The workers that are up and serve `model`, in the order they were first named."""
-        return [w for w in self.workers.values() if w.up and model in w.models]
-
-    def refusal(self, step: str, model: str) -> Reject:
-        """Why no worker can serve `model` now: not up (503), still starting (503), or never heard of (404)."""
-        if any(model in w.models for w in self.workers.values()):
-            return Reject(step, 503, f"no worker of {model!r} is up", RETRY_AFTER_SECONDS)
-        if not self.workers or any(w.state == "starting" for w in self.workers.values()):
-            return Reject(step, 503, "the workers are starting", RETRY_AFTER_SECONDS)
-        return Reject(step, 404, f"The model `{model}` does not exist.")
-
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
-        if not any(event.model in w.models for w in self.workers.values()):
-            return [self.refusal(event.step, event.model)]  # and remember nothing of it
+        if not self.workers.know(event.model):
+            return [self.workers.refusal(event.step, event.model)]  # and remember nothing of it
         linked = self.linker.link(event, now)
         step = linked.step
         if linked.parted:
@@ -119,7 +107,18 @@ class Scheduler:
         step.size, step.flex = event.size, event.flex
         self.shares.arrived(step.session.workflow.tenant)
         self.running[step.id] = step
+        if refused := self._barred(step, event, now):
+            self._settle(step, g.REJECTED, now)
+            return [refused]
         return self._come(step, now)
+
+    def _barred(self, step: g.Step, event: StepArrived, now: float) -> Reject | None:
+        """Whether its tenant may not have it now, or its run cannot be what was asked of it."""
+        if exceeded := self.quotas.exceeded(step, now):
+            return Reject(step.id, 429, f"Tenant {event.identity.tenant!r}: {exceeded.reason}.", exceeded.retry_after)
+        if hopeless := pledges.came(step, event.identity, event.strict, self.knowledge, now):
+            return Reject(step.id, 422, f"The run cannot be done as asked: {hopeless}.")
+        return None
 
     def _come(self, step: g.Step, now: float) -> list[Action]:
         """Send the step to its worker, if that has a gate that is open; no actions: it is held."""
@@ -137,7 +136,8 @@ class Scheduler:
 
     def _back(self, step: g.Step) -> float:
         """Seconds that the step stands back in line."""
-        return self.shares.behind(step.session.workflow.tenant) + (FLEX if step.flex else 0.0)
+        behind = self.shares.behind(step.session.workflow.tenant) + pledges.stands_back(step)
+        return behind + (FLEX if step.flex else 0.0)
 
     def _admitted(self, one: Admitted, now: float) -> Action:
         planned = self._planned.pop(one.step.id)
@@ -154,7 +154,7 @@ class Scheduler:
 
     def _choose(self, step: g.Step) -> Decision | None:
         """Where the step is to go; None: nowhere."""
-        able = [w for w in self.serving(step.model) if w.id not in step.tried]
+        able = [w for w in self.workers.serving(step.model) if w.id not in step.tried]
         if step.pinned is not None:
             able = [w for w in able if w.id == step.pinned]
         seat = self._seat(step, able)
@@ -168,6 +168,9 @@ class Scheduler:
         return Decision(decision.worker, self._why(step, decision.reason), decision.terms)
 
     def _dispatch(self, step: g.Step, worker: Worker, decision: Decision, now: float) -> Dispatch:
+        if (pledge := step.session.workflow.pledge) is not None:
+            reason = ", ".join(filter(None, (decision.reason, pledge.warning)))
+            decision = Decision(decision.worker, reason, {**decision.terms, **pledge.terms})
         step.decision, step.dispatched = decision, now
         worker.running[step.id] = step
         self._sit(step.session, worker)
@@ -203,14 +206,14 @@ class Scheduler:
             return "pinned"
         if step.tried:
             return f"retried, {reason}"
-        pools = {w.pool for w in self.serving(step.model)}
+        pools = {w.pool for w in self.workers.serving(step.model)}
         return f"moved, {reason}" if pools & step.session.seats.keys() else reason
 
     def _refuse(self, step: g.Step, now: float) -> Reject:
         self._settle(step, g.FAILED if step.tried else g.REJECTED, now)
         if step.tried:
             return Reject(step.id, 502, "the worker failed before it answered, and so did every other that was tried")
-        return self.refusal(step.id, step.model)
+        return self.workers.refusal(step.id, step.model)
 
     def _release(self, step: g.Step, now: float) -> None:
         """Give back the step's place on its worker, or at the gate."""
@@ -224,6 +227,8 @@ class Scheduler:
         self._release(step, now)
         del self.running[step.id]
         self.shares.ended(step.session.workflow.tenant, step.usage)
+        self.quotas.ended(step, step.usage, now)
+        pledges.ended(step, step.usage)
         step.state, step.finished = state, now
         step.session.running -= 1
         if state != g.FINISHED:
@@ -261,7 +266,7 @@ class Scheduler:
             if event.answer:
                 self.linker.answered(step, event.answer)
             self.knowledge.finished(step)
-            self._expect(step, now)
+            self._awaited.expect(step.session, self.knowledge.gap(step.branch), self.graph, now)
             return self._keep(step)
         return []
 
@@ -281,15 +286,6 @@ class Scheduler:
         if not step.session.ended or step.session.running:
             self.keeping.ended(step)
         return [*self.keeping.returns(step)]
-
-    def _expect(self, step: g.Step, now: float) -> None:
-        """The session counts for its worker as long as its kind mostly takes to return: few clients say the end."""
-        session = step.session
-        if session not in self.graph.live:
-            return
-        session.due = now + max(PATIENCE, self.knowledge.gap(step.branch).quantile(RETURNING))
-        if session.due < now + self.graph.limits.live_seconds:
-            self._awaited.expect(session, session.due, len(self.graph.live))
 
     def _lapse(self, now: float) -> None:
         """Let overdue sessions count for no worker until their next step; their seats stay."""
@@ -319,7 +315,7 @@ class Scheduler:
         return []
 
     def _up(self, event: WorkerUp, now: float) -> list[Action]:
-        worker = self.workers.setdefault(event.worker, Worker(event.worker))
+        worker = self.workers.named(event.worker)
         life = f"{event.incarnation}/{event.pool}"  # another model is another KV
         lost = self._lose(worker) if worker.incarnation != life else []
         worker.pool, worker.models = event.pool, frozenset(event.models)
@@ -330,11 +326,11 @@ class Scheduler:
         return lost
 
     def _draining(self, event: WorkerDraining, now: float) -> list[Action]:
-        self.workers.setdefault(event.worker, Worker(event.worker)).draining = True
+        self.workers.named(event.worker).draining = True
         return []
 
     def _down(self, event: WorkerDown, now: float) -> list[Action]:
-        worker = self.workers.setdefault(event.worker, Worker(event.worker))
+        worker = self.workers.named(event.worker)
         worker.up, worker.draining, worker.failed = False, False, event.failed
         return self._lose(worker)
 

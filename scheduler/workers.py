@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scheduler.actions import Decision
+from scheduler.actions import Decision, Reject
 from scheduler.graph import Session, Step
 from scheduler.rates import Rates
 from scheduler.residency import Residency
+
+RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -52,3 +54,27 @@ class Worker:
     def seat(self) -> tuple[str, str]:
         """Names this life of the worker; a seat of an earlier life holds no KV."""
         return (self.id, self.incarnation)
+
+
+class Workers(dict[str, Worker]):
+    """All that were ever named, by their ids, in the order in which they were."""
+
+    def named(self, worker: str) -> Worker:
+        """That of this id, made where there is none."""
+        return self.setdefault(worker, Worker(worker))
+
+    def know(self, model: str) -> bool:
+        """Whether any has ever served the model."""
+        return any(model in one.models for one in self.values())
+
+    def serving(self, model: str) -> list[Worker]:
+        """Those that are up and serve the model."""
+        return [one for one in self.values() if one.up and model in one.models]
+
+    def refusal(self, step: str, model: str) -> Reject:
+        """Why none can serve the model now: not up (503), still starting (503), or never heard of (404)."""
+        if self.know(model):
+            return Reject(step, 503, f"no worker of {model!r} is up", RETRY_AFTER_SECONDS)
+        if not self or any(one.state == "starting" for one in self.values()):
+            return Reject(step, 503, "the workers are starting", RETRY_AFTER_SECONDS)
+        return Reject(step, 404, f"The model `{model}` does not exist.")

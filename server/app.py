@@ -62,7 +62,7 @@ def build(core: Core, keys: Keys, fleet: Fleet, trace: Trace | None = None, memo
     if memory is not None:
         for wrong in core.scheduler.knowledge.restore(memory.read()):
             log.warning("what was learned could not be read", what=wrong)
-    core.scheduler.shares.weights = keys.weights
+    core.scheduler.shares.weights, core.scheduler.quotas.of = keys.weights, keys.quotas
     metrics, responses = Metrics(core), ResponseIndex()
     core.watchers += [metrics.watch, responses.watch, step_log.watch]
     if trace is not None:

@@ -4,6 +4,8 @@
 tenants:
   - name: research
     weight: 2.0        # share against other tenants
+    workflows: 8       # at once; beyond that, 429
+    tokens_per_minute: 200000  # that workers compute for it, prompt and output; beyond that, 429
     isolated: true     # its prefix cache is its own (a cache_salt of the tenant)
     trusted: false     # may send fields that steer the engine (priority, kv_transfer_params, ...)
     keys: ["sha256:9f86d0..."]
@@ -20,6 +22,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from scheduler.quotas import Quota
 from server.config import ConfigError
 
 KEY_PREFIX = "weft-"
@@ -33,6 +36,8 @@ class Tenant(BaseModel):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")
     weight: float = Field(default=1.0, gt=0)
+    workflows: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
     isolated: bool = False
     trusted: bool = False
     keys: tuple[str, ...] = ()
@@ -63,6 +68,11 @@ class Keys:
         self._tenants = None if tenants is None else {key: t for t in tenants for key in t.keys}
         self.several = len(tenants or ()) > 1
         self.weights = {tenant.name: tenant.weight for tenant in tenants or () if tenant.weight != 1.0}
+        self.quotas = {
+            tenant.name: Quota(tenant.workflows, tenant.tokens_per_minute)
+            for tenant in tenants or ()
+            if tenant.workflows is not None or tenant.tokens_per_minute is not None
+        }
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:

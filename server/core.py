@@ -29,7 +29,8 @@ from scheduler.events import (
     WorkerUp,
 )
 from scheduler.identity import ANONYMOUS
-from scheduler.scheduler import RETRY_AFTER_SECONDS, TRIES, Scheduler
+from scheduler.scheduler import TRIES, Scheduler
+from scheduler.workers import RETRY_AFTER_SECONDS
 from server.call import Call
 from server.errors import ApiError
 
@@ -152,7 +153,7 @@ class Core:
         attempt = self.attempts[call.id] = Attempt(call, self.now())
         flex = call.fields.get("service_tier") == FLEX
         actions = self._handle(
-            StepArrived(call.id, call.model, call.identity, pinned, call.prompt, len(call.body), flex)
+            StepArrived(call.id, call.model, call.identity, pinned, call.prompt, len(call.body), flex, _strict(call))
         )
         if step := self.scheduler.running.get(call.id):
             attempt.after, attempt.rule, attempt.role = step.after, step.rule, step.role
@@ -294,7 +295,7 @@ class Core:
 
     def missing(self, model: str) -> ApiError:
         """Why no worker serves `model` now."""
-        refusal = self.scheduler.refusal("", model)
+        refusal = self.scheduler.workers.refusal("", model)
         return ApiError(refusal.status, refusal.reason, retry_after=refusal.retry_after)
 
     def knows(self, call: Call) -> bool:
@@ -304,3 +305,8 @@ class Core:
     def default_model(self) -> str:
         """What a request without `model` means: the first model of the first worker."""
         return next((e.models[0] for e in self.endpoints.values() if e.models), "")
+
+
+def _strict(call: Call) -> bool:
+    """`Prefer: handling=strict` (RFC 7240): rather refuse than do otherwise than was asked."""
+    return any(one.strip().lower() == "handling=strict" for one in call.headers.get("prefer", "").split(","))

@@ -69,7 +69,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         margin = min(cdiv(self._most, keeper.block), pool.num_gpu_blocks // 2)
         joint = Joint(keeper, _Contents(pool, keeper, manager), margin, min(margin, pool.num_gpu_blocks // 16))
         manager.policy.attach(keeper, joint, self._request)
-        self._saves = Saves(vllm, pool, joint, margin)
+        self._saves = Saves(vllm, pool, joint)
         self._prefetches = Prefetches(vllm, pool, keeper, joint, lambda: len(self._waiting), lambda: self._rates.blocks)
         logger.info("Weft keeps %d tokens of KV on the host", chunks * keeper.block)
         return {"host_tier": chunks * keeper.block, "prefetch": True}
@@ -138,6 +138,9 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if self._prefetches is not None:
             self._waiting.discard(request.request_id)
             self._safely(lambda prefetches: prefetches.count(blocks.blocks[0]))
+            if (joint := self.scheduler.manager.policy.joint) is not None and num_external_tokens:
+                most = self._kv_cache_manager.block_pool.num_gpu_blocks // 2
+                joint.restored(cdiv(num_external_tokens, self._rates.block), most)
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended, or will not come to run."""

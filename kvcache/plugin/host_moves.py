@@ -59,8 +59,8 @@ def _landed(flights: dict[int, _Flight], job: int, workers: int) -> _Flight | No
 class Saves:
     """What the device gives up soon and the host has not, on its way there. `vllm`: the scheduler of its connector."""
 
-    def __init__(self, vllm: Any, pool: Any, joint: Joint, margin: int) -> None:
-        self._vllm, self._pool, self._joint, self._margin = vllm, pool, joint, margin
+    def __init__(self, vllm: Any, pool: Any, joint: Joint) -> None:
+        self._vllm, self._pool, self._joint = vllm, pool, joint
         self._manager: HostManager = vllm.manager
         self._flights: dict[int, _Flight] = {}
         self.saved = 0
@@ -74,7 +74,7 @@ class Saves:
 
     def start(self, jobs: Jobs, now: float) -> None:
         """Copies to begin with this step, put into `jobs` one by one: what has begun goes on, whatever fails then."""
-        room = self._margin - sum(len(one.names) for one in self._flights.values())
+        room = self._joint.margin - sum(len(one.names) for one in self._flights.values())
         if room <= 0 or not self.on or not self._manager.unsaved:
             return
         self._manager.policy.settle()
