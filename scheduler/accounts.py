@@ -12,7 +12,7 @@ from scheduler.habits import Standing
 from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
-OVERLAP = 0.4  # of the device memory, that counts beside a host tier
+OVERLAP = 0.5  # of the device memory, that counts beside a host tier
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 

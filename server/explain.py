@@ -35,7 +35,19 @@ def explained(workflow: Mapping[str, Any]) -> str:
     steps = workflow["steps"]
     first = steps[0]["arrived"] if steps else 0.0
     head = f"workflow {workflow['workflow']} of {workflow['tenant']}: {workflow['state']}, {len(steps)} steps"
-    return "\n".join([head, *(_step(step, first) for step in steps)])
+    asked = [_asked(workflow["asked"], first)] if workflow["asked"] else []
+    return "\n".join([head, *asked, *(_step(step, first) for step in steps)])
+
+
+def _asked(asked: Mapping[str, Any], first: float) -> str:
+    parts = []
+    if asked["deadline"] is not None:
+        due, chance = asked["deadline"] - first, asked["in_time_probability"]
+        parts.append(f"to be done at +{due:.1f} s, {chance:.0%} likely when its latest step came")
+    if asked["token_budget"] is not None:
+        spent, budget, chance = asked["spent_tokens"], asked["token_budget"], asked["in_budget_probability"]
+        parts.append(f"{spent} of {budget:.0f} tokens spent, {chance:.0%} likely to be enough")
+    return "asked: " + "; ".join(parts)
 
 
 def _step(step: Mapping[str, Any], first: float) -> str:

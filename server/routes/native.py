@@ -151,6 +151,17 @@ class TemplateRow(BaseModel):
     starts: list[str]
 
 
+class AskedRow(BaseModel):
+    """What the client asked of a run, and how likely that was when its latest step came."""
+
+    deadline: float | None
+    token_budget: float | None
+    spent_tokens: int
+    strict: bool
+    in_time_probability: float | None = None
+    in_budget_probability: float | None = None
+
+
 class WorkflowDetail(BaseModel):
     """A workflow's run graph, and what is ahead of it."""
 
@@ -161,6 +172,7 @@ class WorkflowDetail(BaseModel):
     sessions: list[SessionRow]
     steps: list[StepRow]
     ahead: AheadRow | None
+    asked: AskedRow | None
 
 
 class WorkerRow(BaseModel):

@@ -114,8 +114,9 @@ def test_the_step_that_runs_is_left_whatever_comes_after_it() -> None:
 
 
 def test_of_sessions_side_by_side_the_longest_counts_and_all_tokens_do() -> None:
-    one = mean(side_by_side([line(False, 2)], Dice(n)).seconds for n in range(300))
-    three = mean(side_by_side([line(False, 2)] * 3, Dice(n)).seconds for n in range(300))
+    session = line(False, 2)
+    one = mean(side_by_side([session], Dice(n)).seconds for n in range(300))
+    three = mean(side_by_side([session] * 3, Dice(n)).seconds for n in range(300))
     assert one < three < 3 * one
 
 

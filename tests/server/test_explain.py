@@ -36,5 +36,21 @@ def test_a_held_step_says_until_when_at_most() -> None:
     step = {
         "arrived": 100.0, "session": "s", "held": {"worker": "w0", "since": 100.0, "deadline": 220.0, "tokens": 5000},
     }  # fmt: skip
-    told = explained({"workflow": "w", "tenant": "t", "state": "running", "steps": [step]})
+    told = explained({"workflow": "w", "tenant": "t", "state": "running", "steps": [step], "asked": None})
     assert told.splitlines()[1] == "+     0.0 s  s  held at w0: no room for 5000 tokens; at most 120 s in all"
+
+
+def test_what_was_asked_of_a_run_is_told_with_its_chances() -> None:
+    asked = {
+        "deadline": 160.0, "in_time_probability": 0.25, "token_budget": 5000.0, "spent_tokens": 1200,
+        "in_budget_probability": 1.0,
+    }  # fmt: skip
+    step = {
+        "arrived": 100.0, "session": "s", "held": None, "worker": "w0", "decision": "continues", "first_token": None,
+        "prompt_tokens": 0,
+    }  # fmt: skip
+    told = explained({"workflow": "w", "tenant": "t", "state": "running", "steps": [step], "asked": asked})
+    assert told.splitlines()[1] == (
+        "asked: to be done at +60.0 s, 25% likely when its latest step came; "
+        "1200 of 5000 tokens spent, 100% likely to be enough"
+    )
