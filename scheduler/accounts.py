@@ -59,6 +59,16 @@ class Account:
     claim: int = 0
     cost: float = 0.0
 
+    def count(self, session: Session, tokens: int) -> None:
+        """So many tokens are this session's own."""
+        self.tokens += tokens - self.contexts.get(session, 0)
+        self.contexts[session] = tokens
+
+    def drop(self, session: Session) -> None:
+        """The session counts for nothing any more."""
+        self.tokens -= self.contexts.pop(session)
+        self.shared.pop(session, None)
+
     @property
     def place(self) -> float:
         """The place in line of the first of its held steps."""
@@ -133,7 +143,7 @@ class Book:
         account = self.accounts.get(session.workflow)
         if account is None:
             account = self.accounts[session.workflow] = Account(session.workflow)
-        account.contexts[session] = context
+        account.count(session, context)
         if shared is not None:
             account.shared[session] = shared
         self.of[session] = account
@@ -143,14 +153,12 @@ class Book:
         """The session counts for nothing here any more."""
         account = self.of.pop(session, None)
         if account is not None:
-            del account.contexts[session]
-            account.shared.pop(session, None)
+            account.drop(session)
             self.settle(account)
 
     def settle(self, account: Account) -> None:
         """Something of the account has changed: count it anew. One without sessions is gone."""
         rates = self.worker.rates
-        account.tokens = sum(account.contexts.values())
         live = account.tokens if account.running else int(account.tokens * account.alive)
         claim = live if account.leased else 0
         cost = rates.recompute(account.tokens) * live / account.tokens if live else 0.0
@@ -169,6 +177,7 @@ class Book:
     def check(self) -> None:
         """Raise AssertionError where a sum and what it counts disagree."""
         accounts = self.accounts.values()
+        assert all(one.tokens == sum(one.contexts.values()) for one in accounts), "contexts are miscounted"
         assert self.claimed == sum(one.claim for one in accounts), "claims are miscounted"
         assert abs(self.cost - sum(one.cost for one in accounts)) < 1e-6 * (1 + self.cost), "costs are miscounted"
         assert all(session in one.contexts for session, one in self.of.items()), "a session counts elsewhere"

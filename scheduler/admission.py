@@ -148,7 +148,7 @@ class Gate:
             shared = home.shared.setdefault(step.session, step.usage.cached)
             own = max(0, step.usage.prompt + step.usage.output - shared)
             # A sub-agent that has answered is done, as a rule: if it is called again, it counts anew.
-            home.contexts[step.session] = 0 if step.session.parent and kind(step.stop, step.tools) == END else own
+            home.count(step.session, 0 if step.session.parent and kind(step.stop, step.tools) == END else own)
             book.settle(home)
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)
@@ -247,7 +247,7 @@ class Gate:
         seconds = book.worker.rates.seconds(had, tokens)
         book.prefills[step.id] = seconds, now + 2 * (book.pending(now) + seconds) + 1.0
         own = self._own(book, account, step, tokens)
-        account.contexts[session] = max(account.contexts[session], own)
+        account.count(session, max(account.contexts[session], own))
         book.settle(account)
         if account.held:
             self._leased[account] = book

@@ -14,6 +14,8 @@ from scheduler.sizes import Sizes
 from scheduler.workers import Worker
 
 RELATIVES = 8  # sessions that are looked at
+TERMS = ("queue", "prefill", "pressure")
+Terms = tuple[float, float, float]
 ALIKE = 30.0  # seconds that make no difference: a session stays for many steps, a queue does not
 
 
@@ -33,9 +35,8 @@ class FewestLive:
     """
 
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
-        """Return the worker with the smallest (workflows, sessions, steps, placed, name). O(live sessions)."""
-        flows = {worker.id: len({session.workflow.id for session in worker.sessions}) for worker in workers}
-        chosen = min(workers, key=lambda w: (flows[w.id], len(w.sessions), len(w.running), w.placed, w.id))
+        """Return the worker with the smallest (workflows, sessions, steps, placed, name). O(workers)."""
+        chosen = min(workers, key=lambda w: (w.sessions.workflows, len(w.sessions), len(w.running), w.placed, w.id))
         terms = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
         return Decision(chosen.id, "fewest-live", terms)
 
@@ -62,8 +63,8 @@ class SoonestDone:
         for worker in workers:
             had = max(sum(worker.residency.tokens(role)), shared if worker is home else 0)
             terms[worker.id] = self._terms(worker, tokens, had, step.arrived)
-        least = min(sum(one.values()) for one in terms.values())
-        alike = [worker for worker in workers if sum(terms[worker.id].values()) <= least + ALIKE]
+        most = min(map(sum, terms.values())) + ALIKE
+        alike = [worker for worker in workers if sum(terms[worker.id]) <= most]
         if home is not None and home in alike:
             return Decision(home.id, "with-workflow", _told(terms[home.id]))
         chosen = self._fewest.place(step, alike)
@@ -71,14 +72,12 @@ class SoonestDone:
             return chosen
         return Decision(chosen.worker, "soonest-done", _told(terms[chosen.worker]))
 
-    def _terms(self, worker: Worker, tokens: int, had: int, now: float) -> dict[str, float]:
+    def _terms(self, worker: Worker, tokens: int, had: int, now: float) -> Terms:
         book = self._gate.book(worker)
-        over = book.demand + tokens - had - book.capacity if book.capacity else 0
-        return {
-            "queue_seconds": book.pending(now),
-            "prefill_seconds": worker.rates.seconds(had, tokens),
-            "pressure_seconds": max(0, over) / book.capacity * book.cost if book.capacity else 0.0,
-        }
+        capacity, pressure = book.capacity, 0.0
+        if capacity and (over := book.demand + tokens - had - capacity) > 0:
+            pressure = over / capacity * book.cost
+        return book.pending(now), worker.rates.seconds(had, tokens), pressure
 
 
 def _home(step: Step, workers: Sequence[Worker]) -> Worker | None:
@@ -86,11 +85,11 @@ def _home(step: Step, workers: Sequence[Worker]) -> Worker | None:
     workflow = step.session.workflow
     parent = workflow.sessions.get(step.session.parent or "")
     for session in islice(chain([parent] if parent else [], reversed(workflow.sessions.values())), RELATIVES):
-        for worker in workers:
+        for worker in workers if session.seats else ():
             if session.seats.get(worker.pool) == worker.seat:
                 return worker
     return None
 
 
-def _told(terms: dict[str, float]) -> dict[str, float]:
-    return {name: round(seconds, 3) for name, seconds in terms.items()}
+def _told(terms: Terms) -> dict[str, float]:
+    return {f"{name}_seconds": round(seconds, 3) for name, seconds in zip(TERMS, terms, strict=True)}

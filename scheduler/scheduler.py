@@ -392,5 +392,5 @@ class Scheduler:
             assert all(s.workflow is workflow for s in workflow.sessions.values()), "a session belongs elsewhere"
             assert len(workflow.repeats) <= len(workflow.steps), "repeats outlive their steps"
         for worker in self.workers.values():
-            assert worker.sessions <= self.graph.live.keys(), "a worker holds a session that is not live"
+            assert set(worker.sessions) <= self.graph.live.keys(), "a worker holds a session that is not live"
             assert all(s.seats.get(worker.pool) == worker.seat for s in worker.sessions), "a seat is elsewhere"

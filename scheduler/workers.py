@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from scheduler.actions import Decision, Reject
-from scheduler.graph import Session, Step
+from scheduler.graph import Session, Step, Workflow
 from scheduler.rates import Rates
 from scheduler.residency import Residency
 
 RETRY_AFTER_SECONDS = 5
+
+
+class Seated:
+    """The live sessions on a worker, and how many workflows they were of when they came. All O(1)."""
+
+    def __init__(self) -> None:
+        self._of: dict[Session, Workflow] = {}
+        self._sessions: dict[Workflow, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._of)
+
+    @property
+    def workflows(self) -> int:
+        """How many they are of."""
+        return len(self._sessions)
+
+    def add(self, session: Session) -> None:
+        """One more, if it is not here."""
+        if session not in self._of:
+            workflow = self._of[session] = session.workflow
+            self._sessions[workflow] = self._sessions.get(workflow, 0) + 1
+
+    def discard(self, session: Session) -> None:
+        """One less, if it is here."""
+        if (workflow := self._of.pop(session, None)) is not None:
+            self._sessions[workflow] -= 1
+            if not self._sessions[workflow]:
+                del self._sessions[workflow]
+
+    def clear(self) -> None:
+        """None any more."""
+        self._of.clear()
+        self._sessions.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +72,7 @@ class Worker:
     failed: bool = False
     placed: int = 0
     running: dict[str, Step] = field(default_factory=dict)
-    sessions: set[Session] = field(default_factory=set)
+    sessions: Seated = field(default_factory=Seated)
     residency: Residency = field(default_factory=Residency)
     rates: Rates = field(default_factory=Rates)
     served: float = 0.0
