@@ -1,12 +1,17 @@
 """What the core costs: time and memory per step, against the budgets of the design.
 
 python -m bench.core [--sessions 10000] [--out DIR]
+python -m bench.core --fleet [--sessions 100000] [--workers 512] [--out DIR]
+
+The second is a fleet with a gate: that many live sessions with names, one run each, on that many workers. First all
+fits; then the same workers are so small that a part of the steps that come is held.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import time
@@ -16,13 +21,17 @@ from typing import Any
 
 import orjson
 
-from scheduler.events import StepArrived, StepFinished, Usage, WorkerUp
+from scheduler.actions import Dispatch
+from scheduler.events import AdviceDue, FirstToken, StepArrived, StepFinished, Tick, Usage, WorkerUp
 from scheduler.identity import Identity, resolve
 from scheduler.prompt import Answer, read
 from scheduler.scheduler import Scheduler
 from scheduler.segments import chain
 
 STEPS = 20_000
+RUNNING, SMALL = 2_000, 0.8  # steps that run or wait at once, and of their contexts what small workers have room for
+CONTEXT = 10_000  # tokens of a session
+PAUSE, ADVICE = 0.001, 0.1  # seconds from one step's end to the next one's, and between what engines are told
 TURN = 700  # bytes of a message, of which a turn has two
 
 
@@ -74,6 +83,11 @@ def timed(work: Any, count: int) -> dict[str, float]:
         began = time.perf_counter_ns()
         work(index)
         spent.append((time.perf_counter_ns() - began) / 1000)
+    return cut(spent)
+
+
+def cut(spent: list[float]) -> dict[str, float]:
+    """p50 and p99 of microseconds."""
     cuts = statistics.quantiles(spent, n=100)
     return {"p50_us": round(cuts[49], 1), "p99_us": round(cuts[98], 1)}
 
@@ -158,13 +172,87 @@ def measure(sessions: int) -> dict[str, Any]:
     return told
 
 
+class Fleet:
+    """Workers with room for so many contexts each, so many live sessions, a run each, and `RUNNING` steps at once."""
+
+    def __init__(self, sessions: int, workers: int, contexts: float) -> None:
+        self.sessions, self.now, self._names, self._due = sessions, 0.0, itertools.count(), 0.0
+        self.core = Scheduler()
+        self.spent: dict[str, list[float]] = {}
+        self._running: dict[str, None] = {}
+        self._known: set[str] = set()
+        for index in range(workers):
+            self.core.handle(WorkerUp(f"w{index}", "m", ("m",), "1", int(contexts * CONTEXT), 0, True, False), 0.0)
+        for session in range(sessions):
+            self.arrive(session, "a new run is placed")
+            self.end()
+        self.spent.clear()
+
+    def arrive(self, session: int, what: str = "arrives, continuing") -> None:
+        """The next step of a session comes."""
+        who = Identity(tenant="t", session=f"session-{session}", rule="x-session-id")
+        self._handle(what, StepArrived(f"{session}#{next(self._names)}", "m", who, size=CONTEXT))
+
+    def end(self) -> None:
+        """The step that runs longest ends, and time passes."""
+        name = next(iter(self._running))
+        del self._running[name]
+        session = name.partition("#")[0]
+        cached = CONTEXT - 1_000 if session in self._known else 0
+        self._known.add(session)
+        self._handle("first token", FirstToken(name))
+        self._handle("ends", StepFinished(name, Usage(CONTEXT - 50, cached, 50), "tool_calls"))
+        self.now += PAUSE
+        if self.now >= self._due:
+            self._due += ADVICE
+            self._handle("what engines are told", AdviceDue())
+            if int(self.now) > int(self.now - ADVICE):
+                self._handle("tick", Tick())
+
+    def play(self, steps: int) -> dict[str, Any]:
+        """What the events cost, each session coming again in its turn, and then new ones."""
+        for session in range(RUNNING):
+            self.arrive(session)
+        for index in range(steps):
+            self.arrive((RUNNING + index) % self.sessions)
+            self.end()
+        for index in range(steps // 10):
+            self.arrive(self.sessions + index, "a new run is placed")
+            self.end()
+        return {"held steps then": len(self.core.gate.held), **{name: cut(one) for name, one in self.spent.items()}}
+
+    def _handle(self, what: str, event: Any) -> None:
+        began = time.perf_counter_ns()
+        actions = self.core.handle(event, self.now)
+        self.spent.setdefault(what, []).append((time.perf_counter_ns() - began) / 1000)
+        self._running.update(dict.fromkeys(one.step for one in actions if isinstance(one, Dispatch)))
+
+
+def fleet(sessions: int, workers: int) -> dict[str, Any]:
+    """All figures of a large fleet, and the memory of all that the core knows of it."""
+    tracemalloc.start()
+    Fleet(sessions, workers, 2.0 * sessions / workers)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    gc.collect()
+    told: dict[str, Any] = {"memory_mib": round(memory / 2**20)}
+    for name, contexts in (("all fits", 2.0 * sessions / workers), ("a part is held", SMALL * RUNNING / workers)):
+        told[name] = Fleet(sessions, workers, contexts).play(STEPS)
+    return told
+
+
 def main() -> None:
     """Run from the command line; prints the figures, and writes DIR/core.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--sessions", type=int)
+    parser.add_argument("--workers", type=int, default=512)
+    parser.add_argument("--fleet", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    result = measure(arguments.sessions)
+    if arguments.fleet:
+        result = fleet(arguments.sessions or 100_000, arguments.workers)
+    else:
+        result = measure(arguments.sessions or 10_000)
     text = json.dumps(result, indent=1)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
