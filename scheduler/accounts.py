@@ -20,7 +20,9 @@ GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 class Held:
     """A step at the gate. It waits since `since`, is overdue from `overdue` on, and is let in by `deadline`.
 
-    `place` is the time that its place in line goes by; `tokens` the context that its session will have with it.
+    `place` is the time that its place in line goes by; `tokens` the context that its session will have with it, `cost`
+    the seconds to compute that. `plain`: seconds to its first token at its worker if nobody were held, and the KV of
+    all that wait there had been evicted.
     """
 
     step: Step
@@ -29,6 +31,8 @@ class Held:
     place: float
     overdue: float
     deadline: float
+    cost: float = 0.0
+    plain: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +107,7 @@ class Book:
         # first token of an answer in one piece comes with the last.
         self.prefills: dict[str, tuple[float, float]] = {}
         self.wanted = 0  # tokens of the contexts of held steps
+        self.owed = 0.0  # seconds to compute them
 
     @property
     def capacity(self) -> int:

@@ -50,6 +50,7 @@ class Admitted:
     worker: Worker
     tokens: int
     waited: float
+    plain: float
     why: str
 
 
@@ -108,11 +109,13 @@ class Gate:
         overdue, deadline = since + back + bound, since + back + STATED * bound
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
-        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline))
+        cost = worker.rates.recompute(tokens)
+        plain = book.pending(now) + book.owed + cost
+        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline), cost, plain)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
-        book.wanted += tokens
+        book.wanted, book.owed = book.wanted + tokens, book.owed + cost
         book.settle(account)
         self._line_up(book, account)
         return False
@@ -266,7 +269,7 @@ class Gate:
             return None
         held, book, account = found
         del account.held[step.id]
-        book.wanted -= held.tokens
+        book.wanted, book.owed = book.wanted - held.tokens, book.owed - held.cost
         book.settle(account)
         if account.held:
             self._line_up(book, account)
@@ -360,7 +363,7 @@ class Gate:
             if to is not book:
                 book.drop(held.step.session)
             self._begin(held.step, to, held.tokens, now)
-            granted.append(Admitted(held.step, to.worker, held.tokens, now - held.since, why))
+            granted.append(Admitted(held.step, to.worker, held.tokens, now - held.since, held.plain, why))
         return granted
 
     def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:

@@ -142,7 +142,7 @@ class Scheduler:
     def _admitted(self, one: Admitted, now: float) -> Action:
         planned = self._planned.pop(one.step.id)
         moved = "moved, " if one.worker.id != planned.worker and not planned.reason.startswith("moved") else ""
-        terms = {**planned.terms, "held_seconds": round(one.waited, 3)}
+        terms = {**planned.terms, "held_seconds": round(one.waited, 3), "lru_affinity_seconds": round(one.plain, 3)}
         decision = Decision(one.worker.id, f"{moved}{planned.reason}, held: {one.why}", terms)
         return self._dispatch(one.step, one.worker, decision, now)
 
