@@ -298,3 +298,30 @@ def test_agents_that_wait_go_when_another_of_their_run_gets_a_lease() -> None:
     who = Identity(tenant="t", workflow="a", session="a/two", rule="metadata")
     play.send(StepArrived("pinned", "m", who, pinned="w0", size=100))
     assert "leased" in play.sent[step].decision.reason
+
+
+def turns(play: Play, sessions: str, rounds: int) -> list[dict[str, str]]:
+    """Every session calls again a second after its last answer; where each step of a round ran."""
+    flying: dict[str, str] = {}
+    seen = []
+    for _ in range(rounds):
+        for session in sessions:
+            if session not in flying:
+                flying[session] = play.call(session, 2400)
+        seen.append({session: play.worker(step) for session, step in flying.items() if step in play.sent})
+        for session in seen[-1]:
+            play.done(flying.pop(session))
+        play.wait(1)
+    return seen
+
+
+def test_a_hot_worker_locks_nobody_in() -> None:
+    # prime-rl #3255: sessions stick to the worker that they began on, thrash it, and another one idles beside it.
+    play, sessions = Play(), "abcdefgh"
+    assert all(len(round_) < len(sessions) for round_ in turns(play, sessions, 5)), "one worker is too small for all"
+    play.send(WorkerUp("w1", "pool", ("m",), "0", kv_tokens=KV))
+    turns(play, sessions, 10)
+    later = turns(play, sessions, 5)
+    assert all(len(round_) == len(sessions) for round_ in later), "together they are large enough, and nobody waits"
+    assert all(sorted(round_.values()).count("w1") == len(sessions) // 2 for round_ in later)
+    assert all(round_ == later[0] for round_ in later), "and who has moved stays"
