@@ -13,6 +13,10 @@ from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
 OVERLAP = 0.5  # of the device memory, that counts beside a host tier
+SHORTEST = 60.0  # seconds; no hold is overdue sooner
+# A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
+# near capacity, where plain queueing costs little, after down to NEAR of that.
+PATIENCE, SLOPE, NEAR = 0.9, 1.5, 0.25
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 
@@ -21,8 +25,8 @@ class Held:
     """A step at the gate. It waits since `since`, is overdue from `overdue` on, and is let in by `deadline`.
 
     `place` is the time that its place in line goes by; `tokens` the context that its session will have with it, `cost`
-    the seconds to compute that. `plain`: seconds to its first token at its worker if nobody were held, and the KV of
-    all that wait there had been evicted.
+    the seconds to compute that; `new` where its session counts for nothing yet. `plain`: seconds to its first token at
+    its worker if nobody were held, and the KV of all that wait there had been evicted.
     """
 
     step: Step
@@ -33,6 +37,7 @@ class Held:
     deadline: float
     cost: float = 0.0
     plain: float = 0.0
+    new: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +113,8 @@ class Book:
         self.prefills: dict[str, tuple[float, float]] = {}
         self.wanted = 0  # tokens of the contexts of held steps
         self.owed = 0.0  # seconds to compute them
+        self.coming = 0  # tokens of those of new sessions
+        self.price = 0.0  # seconds to compute these
 
     @property
     def capacity(self) -> int:
@@ -135,6 +142,19 @@ class Book:
     def room(self) -> float:
         """Tokens that are left for claims."""
         return SHARE * self.capacity - self.claimed
+
+    @property
+    def bound(self) -> float:
+        """Seconds after which a step that is held now is overdue. Only where the capacity is known."""
+        overload = max(1.0, (self.demand + self.coming) / self.capacity)
+        once = self.cost + self.price  # to compute all that live or wait here
+        return max(SHORTEST, PATIENCE * once * float(overload**SLOPE) * min(1.0, NEAR + overload - 1.0))
+
+    def hold(self, held: Held, sign: int = 1) -> None:
+        """One more step waits; with -1, one less."""
+        self.wanted, self.owed = self.wanted + sign * held.tokens, self.owed + sign * held.cost
+        if held.new:
+            self.coming, self.price = self.coming + sign * held.tokens, self.price + sign * held.cost
 
     def account(self, session: Session) -> Account:
         """That of the session's workflow, where the session counts from now on: lineage may have moved it."""
@@ -164,7 +184,7 @@ class Book:
     def settle(self, account: Account) -> None:
         """Something of the account has changed: count it anew. One without sessions is gone."""
         rates = self.worker.rates
-        live = account.tokens if account.running else int(account.tokens * account.alive)
+        live = account.tokens if account.running or account.held else int(account.tokens * account.alive)
         claim = live if account.leased else 0
         cost = rates.recompute(account.tokens) * live / account.tokens if live else 0.0
         self.demand += live - account.live

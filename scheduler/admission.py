@@ -24,9 +24,6 @@ from scheduler.habits import Habits, returning
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
-SHORTEST = 60.0  # seconds; no hold is overdue sooner
-# A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE.
-PATIENCE, SLOPE = 1.1, 1.6
 STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
 IDLE = 1.0  # the price of a second in which a worker has nothing to do
@@ -104,18 +101,17 @@ class Gate:
             self._begin(step, book, tokens, now)
             return True
         since = before.since if before else since if now - left < AWAY else now
-        overload = max(1.0, book.demand / book.capacity)
-        bound = max(SHORTEST, PATIENCE * book.cost * overload**SLOPE)
+        cost = worker.rates.recompute(tokens)
+        plain, bound = book.pending(now) + book.owed + cost, book.bound
         overdue, deadline = since + back + bound, since + back + STATED * bound
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
-        cost = worker.rates.recompute(tokens)
-        plain = book.pending(now) + book.owed + cost
-        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline), cost, plain)
+        new = not account.contexts[step.session]
+        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline), cost, plain, new)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
-        book.wanted, book.owed = book.wanted + tokens, book.owed + cost
+        book.hold(held)
         book.settle(account)
         self._line_up(book, account)
         return False
@@ -269,7 +265,7 @@ class Gate:
             return None
         held, book, account = found
         del account.held[step.id]
-        book.wanted, book.owed = book.wanted - held.tokens, book.owed - held.cost
+        book.hold(held, -1)
         book.settle(account)
         if account.held:
             self._line_up(book, account)
