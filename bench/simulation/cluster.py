@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from bench.simulation.profile import Profile, Span
 from bench.simulation.system import System, Turn, session_of
 from bench.workloads.runs import Call, Piece, Run, Workload
 
+AGAIN = 1.0  # seconds after which a client calls again what was cut off
 MOST_IDLE_TICKS = 100_000
 
 
@@ -51,7 +52,7 @@ class Cluster:
         self.runs: list[RunRecord] = []
         self.on_end: Callable[[Run], None] = lambda run: None
         self._events: list[tuple[float, int, Callable[..., None], Any]] = []
-        self._number = self._idle = 0
+        self._number = self._idle = self.cut = 0
         self._playing: dict[str, Play] = {}
         self._due: dict[str, float] = {}
         self._seen: set[Piece] = set()
@@ -65,6 +66,23 @@ class Cluster:
         """Call `what(argument)` at a time, in seconds; those of equal times in the order in which they were asked."""
         self._number += 1
         heapq.heappush(self._events, (max(time, self.now), self._number, what, argument))
+
+    def lose(self, worker: int) -> None:
+        """A worker dies. Of a turn whose answer had begun the client sees an error, and calls again a second later."""
+        turns = self.engines[worker].lose()
+        self.cut += sum(turn.record.first_token is not None for turn in turns)
+        self.system.lost(worker, turns)
+
+    def restore(self, worker: int) -> None:
+        """It is up again."""
+        self.engines[worker].up = True
+        self.engines[worker].obey(self.system.policy(), self.system.policy(), self.system.key, self.system.joint)
+        self.system.restored(worker)
+
+    def again(self, turn: Turn) -> None:
+        """The client calls again what was cut off, or the front what had not begun."""
+        begun, turn.record.first_token = turn.record.first_token is not None, None
+        self.at(self.now + (AGAIN if begun else 0.0), self.system.arrived, turn)
 
     def run(self) -> None:
         """Play until nothing is left to happen."""
@@ -141,7 +159,10 @@ class Cluster:
 
     def _submit(self, turn: Turn) -> None:
         assert turn.worker is not None
-        self.engines[turn.worker].submit(turn, self.now)
+        if self.engines[turn.worker].up:
+            self.engines[turn.worker].submit(turn, self.now)
+        else:  # it died meanwhile
+            self.system.lost(turn.worker, [turn])
 
     def _release(self, play: Play) -> None:
         """Set a time for each call that waits for nothing any more."""
@@ -194,6 +215,22 @@ class Cluster:
         return min(at.end if at else 0, call.prompt.end - 1) // block * block
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A worker dies, or is drained, at a time in seconds, and is up again, empty, at another; None: never."""
+
+    worker: int
+    at: float
+    back: float | None = None
+    drain: bool = False
+
+    def befall(self, cluster: Cluster) -> None:
+        """Have it happen."""
+        cluster.at(self.at, cluster.system.drained if self.drain else cluster.lose, self.worker)
+        if self.back is not None:
+            cluster.at(self.back, cluster.restore, self.worker)
+
+
 def simulate(
     workload: Workload,
     system: type[System],
@@ -205,6 +242,7 @@ def simulate(
     arrivals: str = "closed",
     seed: int = 0,
     supply: int = 4,
+    faults: Sequence[Fault] = (),
 ) -> Played:
     """Play a workload on modelled workers and return what happened.
 
@@ -214,6 +252,8 @@ def simulate(
     """
     held = replace(profile, kv_tokens=profile.kv_tokens * 1000) if system.unlimited else profile
     cluster = Cluster(system, held, workers, 0.0 if system.unlimited else tier, workload.mean_context, seed)
+    for fault in faults:
+        fault.befall(cluster)
     kind, _, rate = arrivals.partition(":")
     starved = 0
     if kind == "closed":
@@ -232,6 +272,7 @@ def simulate(
         "preemptions": float(sum(engine.preemptions for engine in cluster.engines)),
         "prefilled_tokens": float(sum(engine.prefilled_tokens for engine in cluster.engines)),
         "starved": float(starved),
+        "cut": float(cluster.cut),
     }
     return Played(cluster.calls, cluster.runs, window, extra)
 

@@ -82,6 +82,7 @@ class Engine:
         self._fetched: list[tuple[float, Held]] = []
         self._jump: Jump | None = None
         self._link_free = 0.0
+        self.up = True
         self.busy_seconds = 0.0
         self.prefilled_tokens = 0
         self.preemptions = 0
@@ -100,6 +101,13 @@ class Engine:
         self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
         self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)
         self._key = key
+
+    def lose(self) -> list[Turn]:
+        """The engine dies with all that it held. Returns its turns. It must `obey` anew before it is up."""
+        turns = [*self.waiting, *self.running, *(one.turn for _, one in self._loading)]
+        self._queue, self._batch, self._loading, self._fetched = [], [], [], []
+        self._arriving, self._jump, self._link_free, self.up = {}, None, 0.0, False
+        return turns
 
     @property
     def waiting(self) -> list[Turn]:

@@ -81,6 +81,17 @@ class System:
     def ticked(self) -> None:
         """`tick` seconds have passed."""
 
+    def lost(self, worker: int, turns: Sequence[Turn]) -> None:
+        """A worker has died with these turns. They come again, or are sent elsewhere."""
+        raise NotImplementedError
+
+    def restored(self, worker: int) -> None:
+        """The worker is up again, and holds nothing."""
+        raise NotImplementedError
+
+    def drained(self, worker: int) -> None:
+        """The worker is to take no new sessions. Most fronts have no such thing."""
+
 
 def session_of(run: Run, session: str) -> str:
     """The name of a run's session in all of the simulation."""
@@ -119,6 +130,7 @@ class Seats:
 
     live: list[int]
     of: dict[str, int] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
 
     def take(self, owner: str, worker: int) -> None:
         """Seat the owner there; it leaves where it was."""
@@ -132,5 +144,15 @@ class Seats:
             self.live[worker] -= 1
 
     def fewest(self) -> int:
-        """The worker with the fewest live owners, the first of equals."""
-        return min(range(len(self.live)), key=self.live.__getitem__)
+        """The open worker with the fewest live owners, the first of equals."""
+        return min((one for one in range(len(self.live)) if one not in self.closed), key=self.live.__getitem__)
+
+    def close(self, worker: int) -> None:
+        """The worker is down: who sat there has no seat."""
+        self.closed.add(worker)
+        for owner in [owner for owner, seat in self.of.items() if seat == worker]:
+            self.leave(owner)
+
+    def open(self, worker: int) -> None:
+        """The worker is up again."""
+        self.closed.discard(worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.simulation.system import Holdings, Seats, System, Turn
@@ -41,6 +42,14 @@ class Stock(System):
 
     def ended(self, run: Run) -> None:
         self.seats.leave(run.id)
+
+    def lost(self, worker: int, turns: Sequence[Turn]) -> None:
+        self.seats.close(worker)
+        for turn in turns:
+            self.cluster.again(turn)
+
+    def restored(self, worker: int) -> None:
+        self.seats.open(worker)
 
 
 class StockRoundRobin(Stock):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.simulation.system import System, Turn, role_of, session_of
 from bench.workloads.runs import Piece, Run
 from kvcache.policy import Policy
 from kvcache.retention import Retention
-from scheduler.actions import Action, Dispatch, Hold, Prefetch, Release, Retain
+from scheduler.actions import Action, Cancel, Dispatch, Hold, Prefetch, Release, Retain
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -18,6 +19,8 @@ from scheduler.events import (
     StepFinished,
     Tick,
     Usage,
+    WorkerDown,
+    WorkerDraining,
     WorkerUp,
     WorkflowFinished,
 )
@@ -55,11 +58,27 @@ class WeftAttached(System):
         self.turns: dict[str, Turn] = {}
         self.places: dict[str, int] = {}
         for engine in cluster.engines:
-            fetches, known = self.advised and engine.tier_tokens > 0, engine.kv_tokens if self.gated else 0
-            up = WorkerUp(
-                _worker(engine.index), "pool", (MODEL,), "1", known, engine.tier_tokens, self.advised, fetches
-            )
-            self._handle(up)
+            self.up(engine)
+
+    def up(self, engine: Engine) -> None:
+        """The engine can serve."""
+        fetches, known = self.advised and engine.tier_tokens > 0, engine.kv_tokens if self.gated else 0
+        name, life = _worker(engine.index), f"{self.cluster.now}"
+        self._handle(WorkerUp(name, "pool", (MODEL,), life, known, engine.tier_tokens, self.advised, fetches))
+
+    def lost(self, worker: int, turns: Sequence[Turn]) -> None:
+        self._handle(WorkerDown(_worker(worker)))
+        for turn in turns:
+            begun = turn.record.first_token is not None
+            self._handle(StepFailed(_step(turn), "the worker died", retryable=not begun))
+            if begun:
+                self.cluster.again(turn)
+
+    def restored(self, worker: int) -> None:
+        self.up(self.cluster.engines[worker])
+
+    def drained(self, worker: int) -> None:
+        self._handle(WorkerDraining(_worker(worker)))
 
     def arrived(self, turn: Turn) -> None:
         self.turns[_step(turn)] = turn
@@ -96,7 +115,7 @@ class WeftAttached(System):
             self._act(action)
 
     def _act(self, action: Action) -> None:
-        if isinstance(action, Hold):
+        if isinstance(action, Hold | Cancel):
             return
         if not isinstance(action, Dispatch):
             raise RuntimeError(f"the core did not place a step: {action}")
@@ -118,8 +137,10 @@ class Weft(WeftAttached):
         self._latest: dict[str, Piece] = {}  # the prompt of its latest step
         self._ticks = 0
         super().__init__(cluster)
-        for engine in cluster.engines:
-            self.scheduler.workers[_worker(engine.index)].residency = _Seen(self, engine)
+
+    def up(self, engine: Engine) -> None:
+        super().up(engine)
+        self.scheduler.workers[_worker(engine.index)].residency = _Seen(self, engine)
 
     def policy(self) -> Policy:
         return Retention()
