@@ -23,14 +23,14 @@ def played(system: str, *faults: Fault, load: float = 1.5) -> Played:
 
 
 @pytest.mark.parametrize("system", ["stock", "weft", "weft-attached"])
-@pytest.mark.parametrize("back", [40.0, None])
+@pytest.mark.parametrize("back", [10.0, None])
 def test_when_a_worker_dies_every_call_is_answered_by_another(system: str, back: float | None) -> None:
     at = sum(played(system).window) / 2
     found = played(system, Fault(0, at, None if back is None else at + back))
     assert all(call.finished is not None and call.error is None for call in found.calls)
     gone = [call for call in found.calls if call.worker == "0" and call.finished and call.finished > at]
     assert bool(gone) == (back is not None), "it serves again only where it comes back"
-    assert all(call.finished is not None and call.finished > at + 40.0 for call in gone)
+    assert all(call.finished is not None and call.finished > at + 10.0 for call in gone)
 
 
 def test_a_call_whose_answer_had_begun_is_counted_and_made_again() -> None:
