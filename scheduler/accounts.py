@@ -16,7 +16,7 @@ OVERLAP = 0.5  # of the device memory, that counts beside a host tier
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
 # near capacity, where plain queueing costs little, after down to NEAR of that.
-PATIENCE, SLOPE, NEAR = 0.9, 1.5, 0.25
+PATIENCE, SLOPE, NEAR = 1.2, 0.3, 0.25
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 
