@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -143,13 +144,6 @@ class Book:
         """Tokens that are left for claims."""
         return SHARE * self.capacity - self.claimed
 
-    @property
-    def bound(self) -> float:
-        """Seconds after which a step that is held now is overdue. Only where the capacity is known."""
-        overload = max(1.0, (self.demand + self.coming) / self.capacity)
-        once = self.cost + self.price  # to compute all that live or wait here
-        return max(SHORTEST, PATIENCE * once * float(overload**SLOPE) * min(1.0, NEAR + overload - 1.0))
-
     def hold(self, held: Held, sign: int = 1) -> None:
         """One more step waits; with -1, one less."""
         self.wanted, self.owed = self.wanted + sign * held.tokens, self.owed + sign * held.cost
@@ -210,6 +204,16 @@ class Book:
         assert set(self.idle) == {one for one in accounts if one.leased and not one.running and one.contexts}
         assert set(self.waiting) == {one for one in accounts if one.held}
         assert all(one.leased for one in accounts if one.running), "a step runs without a lease"
+
+
+def bound(books: Sequence[Book]) -> float:
+    """Seconds after which a step that is held now is overdue; the books are of those that share a line.
+
+    They have a capacity. O(books)
+    """
+    overload = max(1.0, sum(one.demand + one.coming for one in books) / sum(one.capacity for one in books))
+    once = sum(one.cost + one.price for one in books) / len(books)  # to compute all that live or wait there
+    return max(SHORTEST, PATIENCE * once * float(overload**SLOPE) * min(1.0, NEAR + overload - 1.0))
 
 
 class Line:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import Account, Book, Held, Line
+from scheduler.accounts import Account, Book, Held, Line, bound
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
 from scheduler.habits import Habits, returning
@@ -102,8 +102,8 @@ class Gate:
             return True
         since = before.since if before else since if now - left < AWAY else now
         cost = worker.rates.recompute(tokens)
-        plain, bound = book.pending(now) + book.owed + cost, book.bound
-        overdue, deadline = since + back + bound, since + back + STATED * bound
+        plain, most = book.pending(now) + book.owed + cost, bound(self._beside(book))
+        overdue, deadline = since + back + most, since + back + STATED * most
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
         new = not account.contexts[step.session]
@@ -115,6 +115,11 @@ class Gate:
         book.settle(account)
         self._line_up(book, account)
         return False
+
+    def _beside(self, book: Book) -> list[Book]:
+        """The books of those that share a line with this one, itself among them."""
+        pool = book.worker.pool
+        return [one for one in self.books.values() if one is book or (one.worker.pool == pool and one.capacity)]
 
     def _line_up(self, book: Book, account: Account) -> None:
         """The account has a place in line, or another one."""
