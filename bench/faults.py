@@ -1,4 +1,4 @@
-"""What a worker's death, its return and a drain do to those who are served, beside the same runs without them: simulated.
+"""What a worker's death, its return and a drain do to those who are served, simulated, beside the same runs without.
 
     python -m bench.faults --trace claude_code_sessions.tar.xz [--load 0.77,1.54] [--half report] [--out DIR]
 
