@@ -32,6 +32,9 @@ TIED = 64
 FADES = 0.99
 """Of how much is restored at once, what is left of the most there was after another restore."""
 
+LASTS = 60.0
+"""Seconds after the latest restore for which others are expected."""
+
 HOLDS = 0.1
 """Seconds for which it holds that there is nothing to move, unless something changes."""
 
@@ -158,7 +161,7 @@ class Joint:
 
     def __init__(self, keeper: Keeper, contents: Contents, margin: int, soon: int) -> None:
         self._keeper, self._contents, self._least, self._soon = keeper, contents, margin, soon
-        self.margin = margin
+        self.margin, self._until = margin, INFINITY
         self._copies: OrderedDict[Key, None] = OrderedDict()
         self._changes = 0
         self._idle: tuple[Hashable, float] | None = None  # for what, and since when there has been nothing to move
@@ -174,10 +177,10 @@ class Joint:
         self._changes += 1
         self._copies.pop(name, None)
 
-    def restored(self, blocks: int, most: int) -> None:
+    def restored(self, blocks: int, most: int, now: float) -> None:
         """A step took so many blocks at once for what comes from the host: as many may go again, `most` in all."""
         widest = max(blocks, FADES * (self.margin - self._least))
-        self.margin = min(most, self._least + int(widest))
+        self.margin, self._until = min(most, self._least + int(widest)), now + LASTS
 
     def freed(self, name: Key) -> float | None:
         """When the device's copy of a chunk was freed; None where there is none, or it is in use."""
@@ -206,6 +209,8 @@ class Joint:
         prompt are saved: the others are of no use without them. O(margin and its stacks) whatever the host holds, and
         O(1) where nothing has changed since there was nothing to move.
         """
+        if now > self._until:
+            self.margin, self._until = self._least, INFINITY
         state = self._state(most)
         if self._idle is not None and self._idle[0] == state and now < self._idle[1] + HOLDS:
             return []

@@ -115,7 +115,7 @@ class Book:
         self.wanted = 0  # tokens of the contexts of held steps
         self.owed = 0.0  # seconds to compute them
         self.coming = 0  # tokens of those of new sessions
-        self.price = 0.0  # seconds to compute these
+        self.coming_seconds = 0.0  # seconds to compute these
 
     @property
     def capacity(self) -> int:
@@ -148,7 +148,7 @@ class Book:
         """One more step waits; with -1, one less."""
         self.wanted, self.owed = self.wanted + sign * held.tokens, self.owed + sign * held.cost
         if held.new:
-            self.coming, self.price = self.coming + sign * held.tokens, self.price + sign * held.cost
+            self.coming, self.coming_seconds = self.coming + sign * held.tokens, self.coming_seconds + sign * held.cost
 
     def account(self, session: Session) -> Account:
         """That of the session's workflow, where the session counts from now on: lineage may have moved it."""
@@ -203,6 +203,10 @@ class Book:
         assert sum(len(one.contexts) for one in accounts) == len(self.of), "a session is counted twice, or lost"
         assert set(self.idle) == {one for one in accounts if one.leased and not one.running and one.contexts}
         assert set(self.waiting) == {one for one in accounts if one.held}
+        held = [one for account in accounts for one in account.held.values()]
+        assert self.wanted == sum(one.tokens for one in held), "held steps are miscounted"
+        assert self.coming == sum(one.tokens for one in held if one.new), "new sessions are miscounted"
+        assert abs(self.owed - sum(one.cost for one in held)) < 1e-6 * (1 + self.owed), "held steps cost otherwise"
         assert all(one.leased for one in accounts if one.running), "a step runs without a lease"
 
 
@@ -212,7 +216,7 @@ def bound(books: Sequence[Book]) -> float:
     They have a capacity. O(books)
     """
     overload = max(1.0, sum(one.demand + one.coming for one in books) / sum(one.capacity for one in books))
-    once = sum(one.cost + one.price for one in books) / len(books)  # to compute all that live or wait there
+    once = sum(one.cost + one.coming_seconds for one in books) / len(books)  # to compute all that live or wait there
     return max(SHORTEST, PATIENCE * once * float(overload**SLOPE) * min(1.0, NEAR + overload - 1.0))
 
 

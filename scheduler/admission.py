@@ -106,7 +106,8 @@ class Gate:
         overdue, deadline = since + back + most, since + back + STATED * most
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
-        new = not account.contexts[step.session]
+        same = (one for one in account.held.values() if one.step.session is step.session)
+        new = not account.contexts[step.session] and next(same, None) is None
         held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline), cost, plain, new)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
@@ -118,8 +119,8 @@ class Gate:
 
     def _beside(self, book: Book) -> list[Book]:
         """The books of those that share a line with this one, itself among them."""
-        pool = book.worker.pool
-        return [one for one in self.books.values() if one is book or (one.worker.pool == pool and one.capacity)]
+        others = (one for one in self.books.values() if one is not book and one.worker.up and one.capacity)
+        return [book, *(one for one in others if one.worker.pool == book.worker.pool)]
 
     def _line_up(self, book: Book, account: Account) -> None:
         """The account has a place in line, or another one."""

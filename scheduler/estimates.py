@@ -145,6 +145,10 @@ class Estimates:
         never = self._never_probability(place) if place.past.steps else 0.0
         return self._lengths.left(place.tenant, place.role, place.past.steps, never)
 
+    def ended(self, place: Place) -> float:
+        """How many sessions of the role have been seen to end."""
+        return self._lengths.ended(place.tenant, place.role)
+
     def calibration(self) -> dict[str, float]:
         """How good the predictions have lately been: means over the last 1,000 or so of each kind.
 

@@ -3,7 +3,7 @@
 Start-time fair queueing (Goyal et al., 1996) with a bound: a tenant's virtual time grows with the tokens computed for
 it over its weight, and a step stands back in every line by as many seconds as its tenant is ahead of the one served
 least among those that have steps, at most `MOST`. Only what workers counted is charged, so that nothing a client says
-of itself moves it; no step is overtaken by one that came more than `MOST` seconds after it.
+of itself moves it; no step is overtaken for its tenant's sake by one that came more than `MOST` seconds after it.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class Workflow:
     """One run of an agent program: sessions that share a root. `named` where the client gave the name.
 
     `progress` is where the run stands in its template; `ends` are the steps that ended and that none has followed yet;
-    `repeats` says which step a step repeats; `over` that its end has been learned from; `pledge` what was asked of it.
+    `repeats` says which step a step repeats; `over` that its end has been learned from; `pledge` what was asked of it,
+    which had `spent` so many tokens.
     """
 
     id: str
@@ -155,13 +156,14 @@ class Workflow:
     repeats: dict[str, str] = field(default_factory=dict)
     ends: dict[str, Context] = field(default_factory=dict)
     pledge: Pledge | None = None
+    spent: int = 0
     touched: float = 0.0
     finished: bool = False
     over: bool = False
 
     @property
     def running(self) -> int:
-        """Steps that a worker is serving."""
+        """Steps under way."""
         return sum(session.running for session in self.sessions.values())
 
     @property
@@ -183,16 +185,14 @@ class Graph:
 
     def workflow(self, tenant: str, name: str, now: float, named: bool = True) -> Workflow:
         """The tenant's workflow of that name, made where there is none."""
-        workflow = self.get(tenant, name)
-        if workflow is None:
+        if (workflow := self.get(tenant, name)) is None:
             workflow = self.workflows[tenant, name] = Workflow(name, tenant, now, named=named)
         workflow.named = workflow.named or named
         return workflow
 
     def session(self, workflow: Workflow, name: str, named: bool = True) -> Session:
         """The workflow's session of that name, made with one branch where there is none."""
-        session = workflow.sessions.get(name)
-        if session is None:
+        if (session := workflow.sessions.get(name)) is None:
             session = workflow.sessions[name] = Session(name, workflow, named=named)
             # The same after a restart of the front end, so that a worker it adopts knows the owners of its blocks.
             key = "\0".join((workflow.tenant, workflow.id, name))
@@ -309,7 +309,7 @@ class Graph:
         into.progress.absorb(child.progress)
         into.repeats |= child.repeats
         into.ends |= child.ends
-        into.pledge = into.pledge or child.pledge
+        into.pledge, into.spent = into.pledge or child.pledge, into.spent + child.spent
         for name in (child.id, *child.aliases):
             self._adopted[child.tenant, name] = into
             into.aliases.append(name)

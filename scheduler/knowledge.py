@@ -21,6 +21,8 @@ from scheduler.transitions import Context, Transitions
 
 MOST_TEMPLATES = 4096
 MOST_ENDS = 256
+MOST_LINES = 8  # sessions of a run whose rest is drawn, the latest
+DOUBT = 5.0  # ended sessions of a role, from which on what is drawn of it is believed by half
 RARE = 0.1  # edges less likely do not count for the earliest time: noise, in a learned template (bench/shapes.py)
 GROWN = 1.1  # times what a template was learned from, until it is looked at anew
 DECLARED, LEARNED, ESTIMATES = "declared", "learned", "estimates"
@@ -217,17 +219,18 @@ class Knowledge:
         if len(ready.foresight.template.order) > 1:
             game = Game(ready.foresight.template)
             return [game.draw(position, dice) for _ in range(draws)], confidence
-        lines = [self._line(branch, ready.foresight.template) for branch in _live(workflow)]
-        return [side_by_side(lines, dice) for _ in range(draws)], confidence
+        lines = [self._line(branch, ready.foresight.template) for branch in _live(workflow, now)[-MOST_LINES:]]
+        ended = min((self.estimates.ended(self._place(branch)) for branch in _live(workflow, now)), default=0.0)
+        return [side_by_side(lines, dice) for _ in range(draws)], ended / (ended + DOUBT)
 
     def _line(self, branch: Branch, template: Template) -> Line:
         place = self._place(branch)
         node = template.nodes.get(place.role)
-        steps, tokens = place.past.steps, branch.tokens
-        goes_on = place if steps else replace(place, past=place.past.ended(TOOL, 0))  # as it mostly will
+        goes_on = place if place.past.steps else replace(place, past=place.past.ended(TOOL, 0))  # as it mostly will
+        usual = (node.prompt_tokens or 0.0) + (node.output_tokens or 0.0) if node else 0.0
         return Line(
             bool(branch.session.running), self.estimates.steps_left(place), self.estimates.gap(goes_on),
-            (node.seconds if node else None) or 0.0, tokens, tokens / steps if steps else 0.0,
+            (node.seconds if node else None) or 0.0, max(branch.tokens, usual),
         )  # fmt: skip
 
     def _lately(self, key: Key) -> _Ready:
@@ -323,7 +326,10 @@ class Knowledge:
         if told.confidence >= 1.0 or workflow.over:
             return told
         steps = tokens = 0.0
-        for branch in _live(workflow):
+        for session in workflow.sessions.values():
+            branch = latest(session)
+            if branch is None or session.ended:
+                continue
             left = self.estimates.steps_left(self._place(branch)).mean()
             steps += left
             tokens += left * self.estimates.output_tokens(self._place(branch)).mean()
@@ -356,7 +362,8 @@ def latest(session: Session) -> Branch | None:
     return max(used, key=lambda branch: branch.last.arrived if branch.last else -math.inf, default=None)
 
 
-def _live(workflow: Workflow) -> Iterable[Branch]:
-    """The latest branches of the sessions that have not ended."""
-    found = (latest(session) for session in workflow.sessions.values() if not session.ended)
+def _live(workflow: Workflow, now: float) -> list[Branch]:
+    """The latest branches of the sessions that run, or are expected back."""
+    sessions = workflow.sessions.values()
+    found = (latest(one) for one in sessions if one.running or (one.due > now and not one.ended))
     return [branch for branch in found if branch is not None]

@@ -99,6 +99,11 @@ class Lengths:
         trials = DEPTH / own
         return StepsLeft([(e + DEPTH) / (n + trials) for e, n in zip(ended, seen, strict=True)], depth, ends)
 
+    def ended(self, tenant: str, role: str) -> float:
+        """How many sessions of the role have ended."""
+        counts = self._roles.get((tenant, role))
+        return sum(counts[:BINS]) if counts is not None else 0.0
+
     def dump(self) -> list[Any]:
         """All roles, the least recent first, as plain JSON values."""
         return [list(self._all), *([*key, list(counts)] for key, counts in self._roles.items())]

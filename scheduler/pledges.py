@@ -14,12 +14,12 @@ from zlib import crc32
 from scheduler.prospect import Dice
 
 if TYPE_CHECKING:
-    from scheduler.events import Usage
-    from scheduler.graph import Step
+    from scheduler.graph import Step, Workflow
     from scheduler.identity import Identity
     from scheduler.knowledge import Knowledge
 
-DRAWS = 64
+DRAWS = 32
+PAUSE = 1.0  # seconds for which what was drawn holds
 HOPELESS = 0.05  # chance below which a run is refused, where the client asked for that
 AT_RISK = 0.5  # chance below which it is warned of
 KNOWN = 0.8  # confidence in what is foretold from which a run may be refused for it
@@ -29,19 +29,21 @@ INFINITY = float("inf")
 
 @dataclass(slots=True)
 class Pledge:
-    """Of one run: `until` when it is to be done, on the clock of `now`; `budget` tokens, of which `spent` are gone.
+    """Of one run: `until` when it is to be done, on the clock of `now`; `budget` tokens for all its steps.
 
     `in_time` and `in_budget` are the chances as of its latest step, 1 where nothing was asked; `spare` are the seconds
-    that it has beyond what it probably needs. `strict`: it is to be refused as soon as it cannot be kept.
+    that it has beyond what it probably needs. `strict`: it is to be refused as soon as it cannot be kept; `hopeless`:
+    why it cannot.
     """
 
     until: float = INFINITY
     budget: float = INFINITY
     strict: bool = False
-    spent: int = 0
     in_time: float = 1.0
     in_budget: float = 1.0
     spare: float = INFINITY
+    looked: float = -INFINITY
+    hopeless: str | None = None
 
     @property
     def terms(self) -> dict[str, float]:
@@ -61,43 +63,42 @@ class Pledge:
 def came(step: Step, who: Identity, strict: bool, knowledge: Knowledge, now: float) -> str | None:
     """A step of a run has come: look anew at what was asked of it. Returns why the run cannot keep that and is refused.
 
-    Deterministic: the same run at the same place draws the same.
+    What is drawn holds for a second. Bounded: at most `DRAWS` times `scheduler.prospect.MOST` steps are drawn.
     """
     workflow = step.session.workflow
     pledge = workflow.pledge
     if who.deadline is not None or who.budget is not None:
         pledge = workflow.pledge = pledge or Pledge()
+        until = pledge.until if who.deadline is None else workflow.arrived + who.deadline
+        budget = pledge.budget if who.budget is None else who.budget
+        if (until, budget) != (pledge.until, pledge.budget):
+            pledge.until, pledge.budget, pledge.looked = until, budget, -INFINITY
         pledge.strict = strict
-        if who.deadline is not None:
-            pledge.until = workflow.arrived + who.deadline
-        if who.budget is not None:
-            pledge.budget = who.budget
     if pledge is None:
         return None
-    rests, confidence = knowledge.prospects(workflow, now, Dice(crc32(step.id.encode())), DRAWS)
+    if pledge.strict and now > pledge.until:
+        return f"its deadline passed {now - pledge.until:.0f} s ago"
+    if pledge.strict and workflow.spent >= pledge.budget:
+        return f"its budget of {pledge.budget:g} tokens is spent"
+    if now >= pledge.looked + PAUSE:
+        pledge.looked = now
+        _look(pledge, workflow, step.id, knowledge, now)
+    return pledge.hopeless if pledge.strict else None
+
+
+def _look(pledge: Pledge, workflow: Workflow, seed: str, knowledge: Knowledge, now: float) -> None:
+    """Draw how the run may go on."""
+    rests, confidence = knowledge.prospects(workflow, now, Dice(crc32(seed.encode())), DRAWS)
+    left = pledge.budget - workflow.spent
     pledge.in_time = sum(now + one.seconds <= pledge.until for one in rests) / len(rests)
-    pledge.in_budget = sum(pledge.spent + one.tokens <= pledge.budget for one in rests) / len(rests)
+    pledge.in_budget = sum(one.tokens <= left for one in rests) / len(rests)
     seconds, tokens = median(one.seconds for one in rests), median(one.tokens for one in rests)
     pledge.spare = max(0.0, pledge.until - now - seconds)
-    if not pledge.strict:
-        return None
-    if now > pledge.until:
-        return f"its deadline passed {now - pledge.until:.0f} s ago"
-    if pledge.spent >= pledge.budget:
-        return f"its budget of {pledge.budget:g} tokens is spent"
-    if confidence < KNOWN:
-        return None
-    if pledge.in_time < HOPELESS:
-        return f"it needs some {seconds:.0f} s more, and its deadline is in {pledge.until - now:.0f} s"
-    if pledge.in_budget < HOPELESS:
-        return f"it needs some {tokens:.0f} tokens more, and {pledge.budget - pledge.spent:.0f} are left of its budget"
-    return None
-
-
-def ended(step: Step, usage: Usage) -> None:
-    """A step of a run has ended with this usage."""
-    if (pledge := step.session.workflow.pledge) is not None:
-        pledge.spent += usage.prompt + usage.output
+    pledge.hopeless = None
+    if confidence >= KNOWN and pledge.in_time < HOPELESS:
+        pledge.hopeless = f"it needs some {seconds:.0f} s more, and its deadline is in {pledge.until - now:.0f} s"
+    elif confidence >= KNOWN and pledge.in_budget < HOPELESS:
+        pledge.hopeless = f"it needs some {tokens:.0f} tokens more, and {left:.0f} are left of its budget"
 
 
 def stands_back(step: Step) -> float:

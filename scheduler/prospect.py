@@ -18,9 +18,10 @@ from scheduler.lengths import StepsLeft
 from scheduler.position import Position
 from scheduler.template import ALL, ANY, ONE, Edge, Template
 
-MOST = 2_000  # steps of one draw
-DRAWN = 32  # steps of a session that are drawn one by one; more take as long as these did
+MOST = 200  # events of one draw: what would come later is left out
+DRAWN = 4  # steps of a session that are drawn one by one; more take as long as these did
 SPREAD = 0.6  # of a duration whose mean alone is known, as the sigma of a log-normal
+LONGEST = 2_000  # steps of a session
 CERTAIN = 0.999
 _BELL, _MASK = NormalDist(), (1 << 64) - 1
 
@@ -51,23 +52,22 @@ class Rest:
 class Line:
     """A session of a run: how many steps are `left` since the end of its last one, the one that runs among them.
 
-    `tokens` is its context, `growth` that of each step.
+    `tokens` are those of a step, its prompt and its output.
     """
 
     running: bool
     left: StepsLeft
     gap: Gap
     seconds: float
-    tokens: int
-    growth: float
+    tokens: float
 
     def draw(self, dice: Dice) -> Rest:
         """One way in which it may go on."""
-        steps = max(int(self.running), min(MOST, self.left.quantile(min(CERTAIN, dice()))))
+        steps = max(int(self.running), min(LONGEST, self.left.quantile(min(CERTAIN, dice()))))
         gaps = [self.gap.spread.quantile(dice()) for _ in range(min(steps - self.running, DRAWN))]
         work = [_about(self.seconds, dice) for _ in range(min(steps, DRAWN))]
         seconds = _mean(gaps) * (steps - self.running) + _mean(work) * steps
-        return Rest(seconds, steps * self.tokens + self.growth * steps * (steps + 1) / 2)
+        return Rest(seconds, steps * self.tokens)
 
 
 def side_by_side(lines: Iterable[Line], dice: Dice) -> Rest:
@@ -101,7 +101,7 @@ class _Draw:
         self._template, self._needs, self._dice = template, needs, dice
         self._events: list[tuple[float, int, str, Edge | None]] = []
         self._have: dict[str, float] = {}
-        self._number = self._steps = 0
+        self._number = 0
         self._tokens = 0.0
 
     def played(self, position: Position) -> Rest:
@@ -114,7 +114,7 @@ class _Draw:
                 self._end(role, -position.rests.get(role, 0.0))
         for edge in self._template.edges:
             self._send(edge, position.open.get((edge.source, edge.target), 0.0), 0.0)
-        while self._steps < MOST:
+        while self._number < MOST:
             if not self._events:
                 late = next((role for role in self._template.order if self._waits(role)), None)
                 if late is None:
@@ -135,7 +135,6 @@ class _Draw:
 
     def _start(self, role: str, at: float) -> None:
         node = self._template.nodes[role]
-        self._steps += 1
         self._tokens += (node.prompt_tokens or 0.0) + (node.output_tokens or 0.0)
         self._push(max(0.0, at + _about(node.seconds or 0.0, self._dice)), role, None)
 
@@ -155,7 +154,7 @@ class _Draw:
 
     def _send(self, edge: Edge, tokens: float, at: float) -> None:
         whole = int(tokens) + (self._dice() < tokens % 1.0)
-        for _ in range(min(whole, MOST)):
+        for _ in range(min(whole, MOST - self._number)):
             self._push(max(0.0, at + _about(edge.gap_seconds or 0.0, self._dice)), edge.target, edge)
 
     def _arrive(self, role: str, now: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from scheduler.events import Usage
 from scheduler.graph import Step, Workflow
 
 MINUTE = 60.0
+QUIET = 600.0  # seconds after its last step, when a session that has not come back counts no more
 SOON = 5  # seconds until a workflow may have ended
 
 
@@ -31,42 +32,67 @@ class Exceeded:
 class Quotas:
     """The quotas of tenants and what they have used. Those without one cost nothing.
 
-    A workflow counts from its first step until it has finished, or nobody of it is expected back any more; one that has
-    begun always goes on. Tokens are those that workers computed, prompt and output, what the prefix cache had not
-    counted; a tenant may save up a minute's worth, and who has used more waits until that is paid back.
+    A workflow counts from its first step until it has finished, or nobody of it is expected back any more, at the
+    latest `QUIET` seconds after its last step; one that is known always goes on. Tokens are those that workers
+    compute, prompt and output, not what the prefix cache has: an estimate when a step comes, the true number when it
+    has ended; of one that broke off the estimate stays. A tenant may save up a minute's worth, and who has used more
+    waits until that is paid back.
     """
 
     def __init__(self) -> None:
         self.of: dict[str, Quota] = {}
         self._live: dict[str, dict[Workflow, None]] = {}
         self._tokens: dict[str, tuple[float, float]] = {}  # what is left, and when that was
+        self._charged: dict[str, int] = {}  # for steps that have come
 
-    def exceeded(self, step: Step, now: float) -> Exceeded | None:
-        """Whether the tenant may have no more now; else the step counts. O(workflows allowed) for a new workflow."""
-        workflow = step.session.workflow
-        quota = self.of.get(workflow.tenant)
+    def exceeded(self, tenant: str, knows: Callable[[], bool], now: float) -> Exceeded | None:
+        """Whether the tenant may have no more now. `knows`: whether the step goes on with a workflow.
+
+        O(workflows allowed) for a new workflow of a tenant with a quota.
+        """
+        quota = self.of.get(tenant)
         if quota is None:
             return None
-        if quota.tokens_per_minute is not None and (left := self._left(workflow.tenant, quota, now)) < 0:
+        if quota.tokens_per_minute is not None and (left := self._left(tenant, quota, now)) < 0:
             wait = math.ceil(-left * MINUTE / quota.tokens_per_minute)
             return Exceeded(f"{quota.tokens_per_minute} tokens a minute are used up", min(60, max(1, wait)))
-        if quota.workflows is None:
-            return None
-        live = self._live.setdefault(workflow.tenant, {})
-        if workflow not in live and not any(session.seats for session in workflow.sessions.values()):
-            for other in [one for one in live if _over(one, now)]:
-                del live[other]
-            if len(live) >= quota.workflows:
-                return Exceeded(f"{len(live)} workflows run, and no more may at once", SOON)
-        live[workflow] = None
+        if quota.workflows is not None and not knows():
+            self._prune(tenant, now)
+            if (live := len(self._live.get(tenant, ()))) >= quota.workflows:
+                return Exceeded(f"{live} workflows run, and no more may at once", SOON)
         return None
 
-    def ended(self, step: Step, usage: Usage, now: float) -> None:
-        """A step has ended; its worker counted so much for it."""
+    def came(self, step: Step, tokens: int, now: float) -> None:
+        """A step has come that will have about so many tokens computed."""
         workflow = step.session.workflow
-        quota = self.of.get(workflow.tenant)
-        if quota is not None and quota.tokens_per_minute is not None:
-            self._tokens[workflow.tenant] = self._left(workflow.tenant, quota, now) - usage.computed, now
+        if (quota := self.of.get(workflow.tenant)) is not None:
+            if quota.workflows is not None:
+                self._live.setdefault(workflow.tenant, {})[workflow] = None
+            if quota.tokens_per_minute is not None:
+                self._charged[step.id] = max(0, tokens)
+                self._charge(workflow.tenant, quota, max(0, tokens), now)
+
+    def ended(self, step: Step, now: float) -> None:
+        """A step is over; `step.usage` is what its worker counted, if it ended well."""
+        charged = self._charged.pop(step.id, None)
+        tenant = step.session.workflow.tenant
+        if charged is not None and step.usage.prompt and (quota := self.of.get(tenant)) is not None:
+            self._charge(tenant, quota, step.usage.computed - charged, now)
+
+    def passed(self, now: float) -> None:
+        """Time has passed: forget workflows that count no more."""
+        for tenant in list(self._live):
+            self._prune(tenant, now)
+
+    def _prune(self, tenant: str, now: float) -> None:
+        live = self._live.get(tenant, {})
+        for workflow in [one for one in live if _over(one, now)]:
+            del live[workflow]
+        if not live:
+            self._live.pop(tenant, None)
+
+    def _charge(self, tenant: str, quota: Quota, tokens: int, now: float) -> None:
+        self._tokens[tenant] = self._left(tenant, quota, now) - tokens, now
 
     def _left(self, tenant: str, quota: Quota, now: float) -> float:
         most = float(quota.tokens_per_minute or 0)
@@ -75,4 +101,6 @@ class Quotas:
 
 
 def _over(workflow: Workflow, now: float) -> bool:
-    return workflow.finished or not any(one.running or one.due > now for one in workflow.sessions.values())
+    """Also one that turned out to be a part of another: its sessions are that one's."""
+    mine = (one for one in workflow.sessions.values() if one.workflow is workflow)
+    return workflow.finished or not any(one.running or min(one.due, one.touched + QUIET) > now for one in mine)

@@ -94,6 +94,9 @@ class Scheduler:
     def _arrived(self, event: StepArrived, now: float) -> list[Action]:
         if not self.workers.know(event.model):
             return [self.workers.refusal(event.step, event.model)]  # and remember nothing of it
+        who = event.identity
+        if exceeded := self.quotas.exceeded(who.tenant, lambda: self.linker.knows(who, event.prompt, now), now):
+            return [Reject(event.step, 429, f"Tenant {who.tenant!r}: {exceeded.reason}.", exceeded.retry_after)]
         linked = self.linker.link(event, now)
         step = linked.step
         if linked.parted:
@@ -107,18 +110,11 @@ class Scheduler:
         step.size, step.flex = event.size, event.flex
         self.shares.arrived(step.session.workflow.tenant)
         self.running[step.id] = step
-        if refused := self._barred(step, event, now):
+        self.quotas.came(step, self.sizes.expected(step) - step.branch.tokens, now)
+        if hopeless := pledges.came(step, who, event.strict, self.knowledge, now):
             self._settle(step, g.REJECTED, now)
-            return [refused]
+            return [Reject(step.id, 422, f"The run cannot be done as asked: {hopeless}.")]
         return self._come(step, now)
-
-    def _barred(self, step: g.Step, event: StepArrived, now: float) -> Reject | None:
-        """Whether its tenant may not have it now, or its run cannot be what was asked of it."""
-        if exceeded := self.quotas.exceeded(step, now):
-            return Reject(step.id, 429, f"Tenant {event.identity.tenant!r}: {exceeded.reason}.", exceeded.retry_after)
-        if hopeless := pledges.came(step, event.identity, event.strict, self.knowledge, now):
-            return Reject(step.id, 422, f"The run cannot be done as asked: {hopeless}.")
-        return None
 
     def _come(self, step: g.Step, now: float) -> list[Action]:
         """Send the step to its worker, if that has a gate that is open; no actions: it is held."""
@@ -227,8 +223,8 @@ class Scheduler:
         self._release(step, now)
         del self.running[step.id]
         self.shares.ended(step.session.workflow.tenant, step.usage)
-        self.quotas.ended(step, step.usage, now)
-        pledges.ended(step, step.usage)
+        self.quotas.ended(step, now)
+        step.session.workflow.spent += step.usage.prompt + step.usage.output
         step.state, step.finished = state, now
         step.session.running -= 1
         if state != g.FINISHED:
@@ -354,6 +350,7 @@ class Scheduler:
 
     def _tick(self, event: Tick, now: float) -> list[Action]:
         self._lapse(now)
+        self.quotas.passed(now)
         self.gate.faded(now)
         for session in self.graph.quiet(now):
             self._leave(session)

@@ -38,16 +38,16 @@ def detail(workflow: Workflow, knowledge: Knowledge, workers: Mapping[str, Worke
         "sessions": [_session(session, knowledge, workers) for session in workflow.sessions.values()],
         "steps": [_step(step, gate) for step in workflow.steps],
         "ahead": None if workflow.finished else _ahead(knowledge.ahead(workflow)),
-        "asked": _asked(workflow.pledge) if workflow.pledge else None,
+        "asked": _asked(workflow.pledge, workflow.spent) if workflow.pledge else None,
     }
 
 
-def _asked(pledge: Pledge) -> dict[str, Any]:
+def _asked(pledge: Pledge, spent: int) -> dict[str, Any]:
     """What the client asked of the run, and how likely that was when its latest step came."""
     return {
         "deadline": _finite(pledge.until),
         "token_budget": _finite(pledge.budget),
-        "spent_tokens": pledge.spent,
+        "spent_tokens": spent,
         "strict": pledge.strict,
         **pledge.terms,
     }

@@ -217,7 +217,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A worker dies, or is drained, at a time in seconds, and is up again, empty, at another; None: never."""
+    """A worker dies, in seconds, and is up again, empty, at another time; None: never. Or it is drained for good."""
 
     worker: int
     at: float
@@ -225,7 +225,9 @@ class Fault:
     drain: bool = False
 
     def befall(self, cluster: Cluster) -> None:
-        """Have it happen."""
+        """Have it happen. ValueError where a drained worker is to come back."""
+        if self.drain and self.back is not None:
+            raise ValueError("a drained worker does not come back")
         cluster.at(self.at, cluster.system.drained if self.drain else cluster.lose, self.worker)
         if self.back is not None:
             cluster.at(self.back, cluster.restore, self.worker)

@@ -96,7 +96,7 @@ class Engine:
         """
         block = self.profile.block
         blocks, below = self.kv_tokens // block, self.tier_tokens // block
-        lower = Lower(below, block, host) if joint and below else None
+        lower = Lower(below, block, host, self._clock) if joint and below else None
         self.host: Shelf = lower or Shelf(below, block, host)
         self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
         self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)

@@ -6,6 +6,8 @@ gives up stays in the host, in place of what is worth least there, perhaps of it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.simulation.shelf import Held, Shelf
 from bench.workloads.runs import Piece
 from kvcache.policy import Policy
@@ -30,9 +32,9 @@ class Lower(Shelf):
 
     upper: Shelf
 
-    def __init__(self, blocks: int, block: int, policy: Policy) -> None:
+    def __init__(self, blocks: int, block: int, policy: Policy, clock: Callable[[], float]) -> None:
         super().__init__(blocks, block, policy)
-        self.shared = 0
+        self.shared, self._clock = 0, clock
 
     def store(self, piece: Piece, now: float) -> int:
         """Take a line over that the device has whole. Returns the blocks added."""
@@ -48,7 +50,7 @@ class Lower(Shelf):
         """The device has another number of a piece's blocks."""
         if (held := self.held.get(piece)) is not None:
             self._share(min(after, held.blocks) - min(before, held.blocks))
-            self._trim(held.freed)
+            self._trim(self._clock())
 
     def check(self) -> None:
         """Raise AssertionError where a counter and what it counts disagree."""

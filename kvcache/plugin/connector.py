@@ -138,9 +138,10 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if self._prefetches is not None:
             self._waiting.discard(request.request_id)
             self._safely(lambda prefetches: prefetches.count(blocks.blocks[0]))
-            if (joint := self.scheduler.manager.policy.joint) is not None and num_external_tokens:
-                most = self._kv_cache_manager.block_pool.num_gpu_blocks // 2
-                joint.restored(cdiv(num_external_tokens, self._rates.block), most)
+            if num_external_tokens:
+                blocks = cdiv(num_external_tokens, self._rates.block)
+                most, now = self._kv_cache_manager.block_pool.num_gpu_blocks // 2, time.monotonic()
+                self.scheduler.manager.policy.safely(lambda joint: joint.restored(blocks, most, now))
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended, or will not come to run."""

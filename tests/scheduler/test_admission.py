@@ -325,3 +325,15 @@ def test_a_hot_worker_locks_nobody_in() -> None:
     assert all(len(round_) == len(sessions) for round_ in later), "together they are large enough, and nobody waits"
     assert all(sorted(round_.values()).count("w1") == len(sessions) // 2 for round_ in later)
     assert all(round_ == later[0] for round_ in later), "and who has moved stays"
+
+
+def test_a_worker_that_is_gone_does_not_shorten_the_others_holds() -> None:
+    def stated(dead: int) -> float:
+        play = Play(workers=1 + dead)
+        for number in range(1, 1 + dead):
+            play.send(WorkerDown(f"w{number}", failed=True))
+        for session in "abcdefgh":
+            play.call(session, 5000)
+        return max(hold.deadline for hold in play.held.values()) - play.now
+
+    assert stated(5) == pytest.approx(stated(0))

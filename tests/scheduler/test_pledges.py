@@ -9,7 +9,10 @@ from scheduler.actions import Action, Dispatch, Reject
 from scheduler.events import FirstToken, StepArrived, StepFinished, Usage, WorkerUp, WorkflowFinished
 from scheduler.identity import Identity, resolve
 from scheduler.pledges import MOST
+from scheduler.position import Position
+from scheduler.prospect import Dice, Game
 from scheduler.scheduler import Scheduler
+from scheduler.template import Template
 
 
 class Play:
@@ -86,6 +89,46 @@ def test_what_cannot_be_done_is_refused_only_where_that_was_asked_for() -> None:
 def test_nothing_is_refused_for_what_is_only_guessed() -> None:
     play = Play(taught=0)
     assert isinstance(play.call("r", strict=True, deadline=1.0), Dispatch)
+
+
+def test_a_run_or_two_of_a_kind_are_too_few_to_refuse_others_for_it() -> None:
+    play = Play(taught=2)
+    assert all(isinstance(play.call(f"r{n}", strict=True, deadline=5.0), Dispatch) for n in range(10))
+
+
+def test_a_budget_that_its_first_prompt_exceeds_is_known_at_once() -> None:
+    assert terms(Play().call("r", budget=50.0))["in_budget_probability"] == 0.0
+
+
+def test_tokens_spent_before_the_budget_was_named_count_too() -> None:
+    play = Play(taught=0)
+    for _ in range(3):
+        play.turn("r")
+    refused = play.call("r", strict=True, budget=250.0)
+    assert isinstance(refused, Reject)
+    assert "spent" in refused.reason
+
+
+def test_a_step_that_says_it_is_the_last_is_still_to_be_done() -> None:
+    play = Play()
+    who = Identity(tenant="t", workflow="r", session="r", template="kind", role="agent", final=True, deadline=0.01)
+    (action,) = play.send(StepArrived("last", "m", who))
+    assert terms(action)["in_time_probability"] < 0.1  # type: ignore[arg-type]
+
+
+def test_a_monstrous_template_and_many_sessions_take_bounded_work() -> None:
+    nodes = {role: {"seconds": 0} for role in "ab"}
+    edges = [{"from": "a", "to": "b", "count": 10_000}, {"from": "b", "to": "b", "count": 10_000}]
+    template = Template.parse("wide", {"nodes": nodes, "edges": edges, "starts": ["a"]})
+    dice = Dice(1)
+    for _ in range(64):
+        assert Game(template).draw(Position(running={"a": 1}), dice).tokens == 0.0
+    play = Play()
+    for number in range(300):
+        who = Identity(tenant="t", workflow="r", session=f"{number}", template="kind", role="agent", rule="metadata")
+        play.send(StepArrived(f"many{number}", "m", who))
+    rests, _ = play.scheduler.knowledge.prospects(play.scheduler.graph.workflows["t", "r"], play.now, dice, 2)
+    assert max(one.tokens for one in rests) <= 8 * 2_000 * 100
 
 
 def test_a_deadline_that_has_passed_and_a_budget_that_is_spent_are_facts() -> None:

@@ -66,7 +66,7 @@ def test_a_race_goes_on_with_the_first() -> None:
 
 def test_an_endless_loop_ends() -> None:
     _, tokens = drawn(START, ("a", "a", 1.0), draws=2, starts=("a",))
-    assert tokens > 10_000
+    assert tokens > 1_000
 
 
 def test_draws_agree_with_the_exact_averages_on_a_mixed_graph() -> None:
@@ -92,13 +92,13 @@ def line(running: bool, steps: int, tokens: int = 100) -> Line:
             else:
                 estimates.never(place)
     place = Place("t", "r", (), Past(steps, TOOL, TOOL))
-    return Line(running, estimates.steps_left(place), estimates.gap(place), 2.0, tokens, 10.0)
+    return Line(running, estimates.steps_left(place), estimates.gap(place), 2.0, tokens)
 
 
 def test_a_session_goes_on_as_its_role_does() -> None:
     dice = Dice(2)
     going = line(False, 2)
-    assert 8 * 100 < mean(going.draw(dice).tokens for _ in range(1000)) < 16 * 300
+    assert 5 * 100 < mean(going.draw(dice).tokens for _ in range(1000)) < 16 * 100
 
 
 def test_a_session_near_its_end_has_less_before_it() -> None:

@@ -7,12 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.actions import Action, Dispatch, Reject
-from scheduler.events import FirstToken, StepArrived, StepFailed, StepFinished, Tick, Usage, WorkerUp, WorkflowFinished
+from scheduler.events import (
+    FirstToken,
+    StepArrived,
+    StepCancelled,
+    StepFailed,
+    StepFinished,
+    Tick,
+    Usage,
+    WorkerUp,
+    WorkflowFinished,
+)
 from scheduler.identity import Identity
 from scheduler.quotas import Quota
 from scheduler.scheduler import Scheduler
 
-SMALL = Usage(10, 0, 1)
+SIZE, SMALL = 300, Usage(10, 0, 1)
 
 
 class Play:
@@ -32,7 +42,7 @@ class Play:
     def call(self, workflow: str, tenant: str = "t") -> Dispatch | Reject:
         self.count += 1
         who = Identity(tenant=tenant, workflow=workflow, session=workflow, rule="metadata")
-        (action,) = self.send(StepArrived(f"s{self.count}", "m", who))
+        (action,) = self.send(StepArrived(f"s{self.count}", "m", who, size=SIZE))
         assert isinstance(action, Dispatch | Reject)
         return action
 
@@ -138,3 +148,41 @@ def test_a_refused_step_leaves_nothing_behind(tenant: str) -> None:
         refused(play.call(f"w{number}", tenant))
     assert not play.scheduler.running
     assert not any(worker.running for worker in play.scheduler.workers.values())
+    assert [name for _, name in play.scheduler.graph.workflows] == ["first"], "it is not even known"
+
+
+def test_steps_that_come_at_once_cannot_all_pass_before_the_first_is_paid() -> None:
+    play = Play(t=Quota(tokens_per_minute=1000))
+    play.turn("first", Usage(300, 0, 10))
+    taken = [isinstance(play.call(f"w{number}"), Dispatch) for number in range(20)]
+    assert sum(taken) == 3, "700 tokens are left, and one like the first takes some 300"
+
+
+def test_who_leaves_before_the_end_has_used_what_was_expected() -> None:
+    play = Play(t=Quota(tokens_per_minute=1000))
+    play.turn("first", Usage(300, 0, 10))
+    outcomes = []
+    for number in range(10):
+        outcomes.append(play.call(f"w{number}"))
+        play.send(StepCancelled(outcomes[-1].step))
+    assert sum(isinstance(one, Dispatch) for one in outcomes) == 3
+
+
+def test_a_workflow_that_turned_out_to_be_a_part_of_another_takes_no_place() -> None:
+    play = Play(t=Quota(workflows=2))
+    play.turn("root")
+    play.turn("child")
+    graph = play.scheduler.graph
+    graph.adopt(graph.workflows["t", "child"], graph.workflows["t", "root"], None)
+    play.turn("new")
+
+
+def test_an_idle_workflow_counts_for_ten_minutes_at_most() -> None:
+    play = Play(t=Quota(workflows=1))
+    for _ in range(40):
+        play.turn("slow")
+        play.now += 5 * 3600.0
+    play.turn("slow")
+    refused(play.call("other"))
+    play.now += 601.0
+    play.turn("other")

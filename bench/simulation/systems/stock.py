@@ -44,6 +44,8 @@ class Stock(System):
         self.seats.leave(run.id)
 
     def lost(self, worker: int, turns: Sequence[Turn]) -> None:
+        if type(self).home is not Stock.home or type(self).arrived is not Stock.arrived:
+            raise NotImplementedError(f"{self.name} does not know that a worker is down")
         self.seats.close(worker)
         for turn in turns:
             self.cluster.again(turn)
