@@ -9,7 +9,7 @@ from bench.workloads.drafts import Draft, Shelf, about, after, template
 from bench.workloads.runs import Call, Run, Workload
 
 ROLES = ("planner", "worker", "reviewer")
-LIGHT, GREEDY, LIAR = ("light-1", "light-2", "light-3", "light-4"), "greedy", "liar"
+LIGHT, GREEDY, LIAR = "light", "greedy", "liar"
 HONEST = template("planner worker,worker worker 0.6,worker reviewer 0.4,reviewer planner 0.3")
 
 
@@ -18,12 +18,18 @@ def lie() -> dict[str, Any]:
     return template(",".join(f"{one} {two}" for one in ROLES for two in ROLES))
 
 
-def w8(seed: int, *, scale: float = 1.0, light: int = 8, greedy: int = 48, lying: int = 16) -> Workload:
-    """So many runs of each light tenant, of the greedy tenant with contexts three times as long, and of the liar."""
+def w8(
+    seed: int, *, scale: float = 1.0, tenants: int = 6, light: int = 8, greedy: int = 48, lying: int = 16
+) -> Workload:
+    """So many tenants; so many runs of each light one, of the greedy one with contexts three times as long, of the
+    liar.
+    """
     rng, shelf = random.Random(seed), Shelf("w8", scale)
-    tenants = [*(tenant for tenant in LIGHT for _ in range(light)), *[GREEDY] * greedy, *[LIAR] * lying]
+    small = [f"{LIGHT}-{number}" for number in range(1, tenants - 1)]
     runs = []
-    for number, tenant in enumerate(tenants):
+    for number, tenant in enumerate(
+        [*(one for one in small for _ in range(light)), *[GREEDY] * greedy, *[LIAR] * lying]
+    ):
         longer = 3.0 if tenant == GREEDY else 1.0
         runs.append(_run(Draft(shelf, number, "app", tenant), shelf, rng, tenant, longer))
     return Workload("w8", runs)
