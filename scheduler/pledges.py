@@ -76,13 +76,13 @@ def came(step: Step, who: Identity, strict: bool, knowledge: Knowledge, now: flo
         pledge.strict = strict
     if pledge is None:
         return None
-    if pledge.strict and now > pledge.until:
-        return f"its deadline passed {now - pledge.until:.0f} s ago"
-    if pledge.strict and workflow.spent >= pledge.budget:
-        return f"its budget of {pledge.budget:g} tokens is spent"
     if now >= pledge.looked + PAUSE:
         pledge.looked = now
         _look(pledge, workflow, step.id, knowledge, now)
+    if now > pledge.until:
+        pledge.in_time, pledge.hopeless = 0.0, f"its deadline passed {now - pledge.until:.0f} s ago"
+    elif workflow.spent >= pledge.budget:
+        pledge.in_budget, pledge.hopeless = 0.0, f"its budget of {pledge.budget:g} tokens is spent"
     return pledge.hopeless if pledge.strict else None
 
 
