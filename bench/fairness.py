@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.machine import machine, revision
-from bench.metrics import measure
+from bench.metrics import hourly, in_time, measure
 from bench.records import Played
 from bench.simulation.cluster import simulate
 from bench.simulation.profile import PROFILES
@@ -31,14 +31,6 @@ from bench.workloads.tenants import GREEDY, LIAR, LIGHT, w8
 
 PROFILE = replace(PROFILES["l70"], kv_tokens=40_000)
 WORKERS, TENANTS, SUPPLY = 4, 10, 8
-
-
-def in_time(played: Played, tenant: str) -> float:
-    """The share of the runs of tenants whose names begin so that are in time."""
-    runs = [run for run in played.runs if run.tenant.startswith(tenant)]
-    names = {run.run for run in runs}
-    share = measure(replace(played, runs=runs, calls=[one for one in played.calls if one.run in names]))
-    return share["slo_attainment"] or 0.0
 
 
 def jain(played: Played) -> float:
@@ -55,13 +47,11 @@ def row(system: str, load: float, seed: int) -> dict[str, float]:
     """The figures of one play."""
     workload = w8(seed, tenants=TENANTS)
     full = simulate(workload, SYSTEMS["stock"], PROFILE, workers=WORKERS, load=1.0, seed=seed)
-    begin, end = full.window
-    rate = 3600 * sum(begin <= (run.finished or 0.0) <= end for run in full.runs) / (end - begin)
     played = simulate(
-        workload, SYSTEMS[system], PROFILE, workers=WORKERS, load=0.0, arrivals=f"poisson:{load * rate:g}", seed=seed,
-        supply=SUPPLY,
+        workload, SYSTEMS[system], PROFILE, workers=WORKERS, load=0.0, arrivals=f"poisson:{load * hourly(full):g}",
+        seed=seed, supply=SUPPLY,
     )  # fmt: skip
-    found = {name: in_time(played, name) for name in ("", LIGHT, GREEDY, LIAR)}
+    found = {name: in_time(played, name) or 0.0 for name in ("", LIGHT, GREEDY, LIAR)}
     worst = measure(played)["worst_turn_seconds_p90"] or 0.0
     return {"all": found[""], **{name: found[name] for name in (LIGHT, GREEDY, LIAR)}, "jain": jain(played),
             "worst turn p90": worst}  # fmt: skip

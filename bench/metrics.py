@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from bench.records import CallRecord, Played, RunRecord
 
@@ -84,6 +85,20 @@ def measure(played: Played) -> Metrics:
         "errors": sum(call.error is not None for call in played.calls),
     }
     return {name: rounded(value) for name, value in made.items()}
+
+
+def in_time(played: Played, tenants: str) -> float | None:
+    """`slo_attainment` of the tenants whose names begin so; None where none of their runs was counted."""
+    runs = [run for run in played.runs if run.tenant.startswith(tenants)]
+    names = {run.run for run in runs}
+    calls = [call for call in played.calls if call.run in names]
+    return measure(replace(played, runs=runs, calls=calls))["slo_attainment"]
+
+
+def hourly(played: Played) -> float:
+    """Runs an hour that ended in the window."""
+    begin, end = played.window
+    return 3600 * sum(begin <= (run.finished or 0.0) <= end for run in played.runs) / (end - begin)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

@@ -31,8 +31,7 @@ from rich.progress import track
 
 from bench import machine
 from bench.cells import write_json
-from bench.metrics import Metrics, mean, measure
-from bench.records import Played
+from bench.metrics import Metrics, hourly, in_time, mean, measure
 from bench.schedule import OPEN_RUNS
 from bench.simulation.cluster import simulate
 from bench.simulation.profile import L70, Profile
@@ -150,7 +149,7 @@ def play(case: Case, trace: Path) -> dict[str, Metrics]:
     )  # fmt: skip
     found: dict[str, Metrics] = {"metrics": measure(played)}
     if case.workload == TENANTS:
-        found["in_time"] = {kind: _in_time(played, kind) for kind in CLASSES}
+        found["in_time"] = {kind: in_time(played, kind) for kind in CLASSES}
     return found
 
 
@@ -179,16 +178,7 @@ def _rate(trace: Path, seed: int, profile: Profile, workers: int) -> float:
     """Runs an hour that `stock` ends at load 1."""
     workload = _workload(CODING, trace, seed, ())
     played = simulate(workload, SYSTEMS["stock"], profile, workers=workers, load=1.0, seed=seed)
-    begin, end = played.window
-    return 3600 * sum(begin <= (run.finished or 0.0) <= end for run in played.runs) / (end - begin)
-
-
-def _in_time(played: Played, kind: str) -> float | None:
-    """The share of a class's runs that are in time; None where none was counted."""
-    runs = [run for run in played.runs if run.tenant.startswith(kind)]
-    names = {run.run for run in runs}
-    share = measure(replace(played, runs=runs, calls=[call for call in played.calls if call.run in names]))
-    return share["slo_attainment"]
+    return hourly(played)
 
 
 Row = tuple[Case, dict[str, Metrics]]

@@ -215,12 +215,12 @@ class Knowledge:
         """So many ways in which a run may go on from now, and the confidence in what they are drawn from, in 0..1."""
         ready = self._lately(_key(workflow))
         position = workflow.progress.position(ready.foresight.template, now)
-        confidence = ready.expectation.remaining(position).confidence
         if len(ready.foresight.template.order) > 1:
-            game = Game(ready.foresight.template)
+            game, confidence = Game(ready.foresight.template), ready.expectation.remaining(position).confidence
             return [game.draw(position, dice) for _ in range(draws)], confidence
-        lines = [self._line(branch, ready.foresight.template) for branch in _live(workflow, now)[-MOST_LINES:]]
-        ended = min((self.estimates.ended(self._place(branch)) for branch in _live(workflow, now)), default=0.0)
+        branches = _live(workflow, now)
+        lines = [self._line(branch, ready.foresight.template) for branch in branches[-MOST_LINES:]]
+        ended = min((self.estimates.ended(self._place(branch)) for branch in branches), default=0.0)
         return [side_by_side(lines, dice) for _ in range(draws)], ended / (ended + DOUBT)
 
     def _line(self, branch: Branch, template: Template) -> Line:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.fairness import in_time, jain, row
+from bench.fairness import jain, row
+from bench.metrics import in_time
 from bench.records import CallRecord, Played, RunRecord
 
 
