@@ -17,6 +17,7 @@ LONGEST = 1e7  # seconds of a line without an end
 MOST_POSITIONS = 256  # whose visits are kept: a program stands in few
 LARGEST = 32  # roles of a loop whose returns are reckoned
 SWEEPS, STRIDE, CLOSE = 64, 4, 1e-6
+STEADY = 0.1  # of a factor's distance from 1, by which it may change from sweep to sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,12 +293,13 @@ def _blocks(places: int, edges: Iterable[tuple[int, int]]) -> list[range]:
 def _settle(values: list[float], block: range, value: Callable[[int], float], most: float, loop: bool) -> None:
     """The least fixed point of `values[i] = value(i)` over a block, from 0, by Gauss-Seidel sweeps.
 
-    The error of a loop shrinks by the same factor each sweep, so that its geometric rest is added every few sweeps.
+    The error of a loop comes to shrink by the same factor each sweep: once it does, its geometric rest is added, every
+    few sweeps. Sooner that would lead astray, perhaps for ever.
     """
     if not loop:
         values[block[0]] = min(most, value(block[0]))
         return
-    before = NEVER
+    before = last = NEVER
     for sweep in range(1, SWEEPS + 1):
         steps = []
         for i in block:
@@ -308,7 +310,8 @@ def _settle(values: list[float], block: range, value: Callable[[int], float], mo
         if change <= CLOSE * max(1.0, max(values[i] for i in block)):
             return
         ratio, before = change / before, change
-        if sweep == SWEEPS or (sweep % STRIDE == 0 and ratio < 1.0):
+        steady, last = abs(ratio - last) <= STEADY * (1.0 - ratio), ratio
+        if sweep == SWEEPS or (sweep % STRIDE == 0 and steady and ratio < 1.0):
             for i, step in zip(block, steps, strict=True):
                 rest = step * ratio / (1.0 - ratio) if ratio < 1.0 else most * (step > 0)
                 values[i] = max(0.0, min(most, values[i] + rest))

@@ -493,3 +493,12 @@ def test_a_large_loop_settles_to_the_dense_solution() -> None:
     assert [visits[role] for role in roles] == pytest.approx(list(expected), rel=1e-3)
     seconds = np.linalg.solve(np.eye(120) - chain, chain.sum(axis=1))
     assert Seen(template).remaining(finished("r0")).critical_seconds == pytest.approx(seconds[0], rel=1e-3)
+
+
+def test_a_loop_that_fills_slowly_is_settled_all_the_same() -> None:
+    """Its first sweeps look geometric and are not: to add their rest led astray for ever."""
+    ways = "aa ae bc cb cd ce da dc ea ed"
+    odds = (0.45, 0.45, 0.9, 0.3, 0.3, 0.3, 0.45, 0.45, 0.45, 0.45)
+    edges = tuple(Edge(way[0], way[1], odd) for way, odd in zip(ways.split(), odds, strict=True))
+    template = Template("t", {role: Node() for role in "abcde"}, edges, ("a",))
+    assert Seen(template).reach(finished("a"))["b"] == pytest.approx(0.15528, abs=1e-4)
