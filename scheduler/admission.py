@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import Account, Book, Held, Line, bound
+from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
 from scheduler.habits import Habits, returning
@@ -289,13 +289,14 @@ class Gate:
         return not book.claimed or account.tokens + max(0, more) <= book.room
 
     def _need(self, book: Book, account: Account) -> int:
-        """The tokens that a workflow without a lease will count for with all its held steps."""
+        """The tokens that a workflow without a lease will count for with all its held steps, or all there are."""
         more: dict[Session, int] = {}
         for held in account.held.values():
             session = held.step.session
             own = self._own(book, account, held.step, held.tokens) - account.contexts.get(session, 0)
             more[session] = max(own, more.get(session, 0))
-        return account.tokens + sum(more.values())
+        need = account.tokens + sum(more.values())
+        return min(need, int(SHARE * book.capacity)) if book.capacity else need
 
     def _let_in(self, book: Book, now: float) -> list[Admitted]:
         """Let in who has waited longest, as long as the worker has little to prefill and there is room."""
@@ -353,9 +354,6 @@ class Gate:
             if need <= room + freed:
                 self._revoke(book, victims[:number], need)
                 return self._grant(home, account, book, now, "overdue" if late else "revoked idle")
-        if late and freed >= book.claimed:
-            self._revoke(book, victims, need)
-            return self._grant(home, account, book, now, "overdue")
         return []
 
     def _grant(self, book: Book, account: Account, to: Book, now: float, why: str) -> list[Admitted]:

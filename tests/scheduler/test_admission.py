@@ -162,6 +162,18 @@ def test_what_exceeds_the_memory_alone_is_let_in_alone() -> None:
     assert step in play.sent
 
 
+def test_a_workflow_larger_than_the_memory_does_not_wait_for_what_there_will_never_be() -> None:
+    play = Play()
+    for agent in "abc":
+        play.turn(f"large/{agent}", 5000)
+    for number in range(8):
+        play.turn(f"small{number}", 2000)
+    play.wait(30)
+    step = play.call("large/a", 5100)
+    play.wait(5)
+    assert step in play.sent, "the others are idle, and worth little"
+
+
 def test_a_step_that_is_sent_again_takes_over_the_age_of_the_one_before() -> None:
     play = Play()
     running = play.call("a", 9000)
