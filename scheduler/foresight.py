@@ -58,6 +58,10 @@ class Foresight:
             if target in self._barriers and not edge.back:
                 self._barriers[target].append(edge)
 
+    def repeats(self, role: str) -> bool:
+        """Whether a step of the role can come right after another one."""
+        return (role, role) in self._edges
+
     def steps_to_execution(self, position: Position) -> dict[str, float]:
         """The earliest number of steps until each role runs: 0 where it does, infinity where it cannot (KVFlow 1.2).
 

@@ -23,7 +23,7 @@ NEVER = float("inf")
 GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
 FETCHES = 4  # owners that are fetched ahead at once for one step
 RETURNING = 0.95  # the share of those that return within a hint's `hold`
-SESSIONS = 256  # of a run, the latest, that its graph is asked for
+SESSIONS = 256  # of a run, the latest, that are looked at
 HORIZON = 60.0  # seconds; what runs later is fetched by a later step
 
 
@@ -114,13 +114,21 @@ class Keeping:
         return [Prefetch(worker.id, owner, wait) for wait, owner in soon[:FETCHES]]
 
     def returns(self, step: Step) -> list[Advice]:
-        """The step has ended its session's turn: the one that called it goes on with the answer."""
+        """The step has ended its session's turn: the one that called it goes on with the answer, if it was the last."""
         parent = step.session.workflow.sessions.get(step.session.parent or "")
-        branch = latest(parent) if parent and not parent.running else None
-        if branch is None or kind(step.stop, step.tools) != END:
+        if parent is None or parent.running or kind(step.stop, step.tools) != END or self._calls(parent):
+            return []
+        branch = latest(parent)
+        if branch is None:
             return []
         seats = (self._advised(name) for name, _ in branch.session.seats.values())
         return [Prefetch(worker.id, branch.id, HORIZON) for worker in seats if worker and worker.fetches]
+
+    def _calls(self, parent: Session) -> bool:
+        """Whether a session that was called by this one has not answered yet."""
+        called = [one for one in _latest(parent.workflow) if one.parent == parent.id and not one.ended]
+        ends = (latest(one) for one in called)
+        return any(one.running for one in called) or any(one is not None and one.past.stop != END for one in ends)
 
     def _note(self, step: Step, worker: Worker) -> None:
         if worker.advised:
@@ -152,15 +160,27 @@ class Keeping:
         owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         branches: dict[str, Branch] = {}
         idle: dict[str, list[Session]] = {}
-        for session in islice(reversed(workflow.sessions.values()), SESSIONS):
+        sessions = _latest(workflow)
+        turn = self._turn(workflow, sessions)
+        for session in sessions:
             rests = session.role in waits and not session.running and not session.ended
-            if rests and worker.seat in session.seats.values():
+            if rests and session is not turn and worker.seat in session.seats.values():
                 idle.setdefault(session.role or "", []).append(session)
         for role, sessions in idle.items():
             branch = latest(sessions[0]) if len(sessions) == 1 else None  # of several nobody knows which
             if branch is not None and waits[role] > 0:
                 owners[branch.id], branches[branch.id] = waits[role], branch
         return owners, branches
+
+    def _turn(self, workflow: Workflow, sessions: list[Session]) -> Session | None:
+        """The session that goes on, where none runs and the last was of a role that follows itself.
+
+        Its own gap foretells it: that has a distribution, where the graph has a mean.
+        """
+        if any(session.running for session in sessions):
+            return None
+        last = max(sessions, key=lambda session: session.touched, default=None)
+        return last if last is not None and self._knowledge.repeats(workflow, last.role or "") else None
 
     def _hint(self, worker: str, owner: str, at: float | None, now: float) -> Hint:
         branch = self._branches.get(owner)
@@ -172,6 +192,10 @@ class Keeping:
             return Hint(now)
         gap = self._knowledge.gap(branch)
         return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
+
+
+def _latest(workflow: Workflow) -> list[Session]:
+    return list(islice(reversed(workflow.sessions.values()), SESSIONS))
 
 
 def _name(workflow: Workflow) -> str:

@@ -207,6 +207,10 @@ class Knowledge:
         foresight = self._lately(_key(workflow)).foresight
         return foresight.next_use(workflow.progress.position(foresight.template, now))
 
+    def repeats(self, workflow: Workflow, role: str) -> bool:
+        """Whether in the run's template a step of the role can come right after another one. As `several_roles`."""
+        return self._lately(_key(workflow)).foresight.repeats(role)
+
     def several_roles(self, workflow: Workflow) -> bool:
         """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""
         return len(self._lately(_key(workflow)).foresight.template.order) > 1

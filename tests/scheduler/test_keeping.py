@@ -236,6 +236,31 @@ def test_a_parent_is_fetched_when_its_child_has_answered() -> None:
     assert fetch.owner == branch(parent)
 
 
+def test_a_parent_is_not_fetched_while_another_of_its_children_works() -> None:
+    core = Core(host=10_000)
+    core.finish(core.arrive("run", "main", 0.0), 1.0)
+    children = [core.arrive("run", f"child{number}", 2.0, parent="main") for number in range(3)]
+    core.finish(children[0], 3.0, stop="tool_calls")
+    assert core.finish(children[1], 4.0, stop="stop") == []
+    core.finish(core.arrive("run", "child0", 5.0, parent="main"), 6.0, stop="stop")
+    assert len(core.finish(children[2], 7.0, stop="stop")) == 1
+
+
+def test_a_session_that_goes_on_by_itself_is_foretold_by_its_gap_whatever_the_graph_says() -> None:
+    core = Core()
+    loop = {"from": "work", "to": "work", "gap_seconds": 1}
+    loops = {**STAGES, "edges": [*STAGES["edges"], loop]}
+    core.scheduler.knowledge.declare("t", Template.parse("stages", loops))
+    core.finish(core.stage("run", "plan", 0.0), 0.5)
+    core.finish(core.stage("run", "work", 1.0, ("plan",)), 1.5)
+    sent = core.stage("run", "work", 2.0, ("work",))
+    core.finish(sent, 2.5)
+    work = branch(sent)
+    assert retained(core.told(3.0))[work].hint.gap is not None
+    core.stage("run", "plan", 4.0, ("work",))
+    assert retained(core.told(4.0))[work].hint.next_use is not None, "another one runs, and work comes after it"
+
+
 def test_nothing_is_fetched_where_there_is_no_tier() -> None:
     core = Core()
     sent = core.stage("run", "plan", 0.0)
