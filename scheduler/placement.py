@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import nsmallest
 from itertools import chain, islice
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from scheduler.keeping import role_owner
 from scheduler.sizes import Sizes
 from scheduler.workers import Worker
 
-RELATIVES = 8  # sessions that are looked at
+RELATIVES, CANDIDATES = 8, 32  # sessions, and workers, that are looked at
 TERMS = ("queue", "prefill", "pressure")
 Terms = tuple[float, float, float]
 ALIKE = 30.0  # seconds that make no difference: a session stays for many steps, a queue does not
@@ -36,7 +37,7 @@ class FewestLive:
 
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
         """Return the worker with the smallest (workflows, sessions, steps, placed, name). O(workers)."""
-        chosen = min(workers, key=lambda w: (w.sessions.workflows, len(w.sessions), len(w.running), w.placed, w.id))
+        chosen = min(workers, key=_live)
         terms = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
         return Decision(chosen.id, "fewest-live", terms)
 
@@ -48,7 +49,8 @@ class SoonestDone:
     The terms, in seconds: what must be prefilled before it (`queue`), its own prompt less what it shares with others
     there (`prefill`), and its share of the waits where all that live there do not fit (`pressure`): what exceeds the
     capacity, over that, times what computing all of them once more takes. So siblings go where their common prefix is,
-    until that worker is the bottleneck.
+    until that worker is the bottleneck. Of many workers those with the fewest live sessions are compared, and its
+    workflow's.
     """
 
     def __init__(self, gate: Gate, sizes: Sizes) -> None:
@@ -58,6 +60,9 @@ class SoonestDone:
         """Return the worker and the seconds that decided. O(workers)."""
         tokens = self._sizes.expected(step)
         home, shared = _home(step, workers), self._gate.habits.shares(step, tokens)
+        if len(workers) > CANDIDATES:
+            fewest = nsmallest(CANDIDATES, workers, key=_live)
+            workers = fewest if home is None or home in fewest else [home, *fewest]
         role = role_owner(step.session.workflow.tenant, step.role)
         terms = {}
         for worker in workers:
@@ -80,15 +85,18 @@ class SoonestDone:
         return book.pending(now), worker.rates.seconds(had, tokens), pressure
 
 
+def _live(worker: Worker) -> tuple[int, int, int, int, str]:
+    return worker.sessions.workflows, len(worker.sessions), len(worker.running), worker.placed, worker.id
+
+
 def _home(step: Step, workers: Sequence[Worker]) -> Worker | None:
     """Where the session's parent sits, or else the session of its workflow that came last."""
     workflow = step.session.workflow
     parent = workflow.sessions.get(step.session.parent or "")
-    for session in islice(chain([parent] if parent else [], reversed(workflow.sessions.values())), RELATIVES):
-        for worker in workers if session.seats else ():
-            if session.seats.get(worker.pool) == worker.seat:
-                return worker
-    return None
+    relatives = islice(chain([parent] if parent else [], reversed(workflow.sessions.values())), RELATIVES)
+    seats = [seat for session in relatives for seat in session.seats.values()]
+    at = {worker.seat: worker for worker in workers} if seats else {}
+    return next((at[seat] for seat in seats if seat in at), None)
 
 
 def _told(terms: Terms) -> dict[str, float]:

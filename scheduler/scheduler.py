@@ -150,13 +150,10 @@ class Scheduler:
 
     def _choose(self, step: g.Step) -> Decision | None:
         """Where the step is to go; None: nowhere."""
-        able = [w for w in self.workers.serving(step.model) if w.id not in step.tried]
-        if step.pinned is not None:
-            able = [w for w in able if w.id == step.pinned]
-        seat = self._seat(step, able)
-        fresh = [w for w in able if not w.draining] or able
-        if seat is not None:
+        if (seat := self._seat(step)) is not None:
             return seat.continues
+        able = [w for w in self.workers.values() if _serves(w, step)]
+        fresh = [w for w in able if not w.draining] or able
         if not fresh:
             return None
         decision = self.placement.place(step, fresh)
@@ -192,10 +189,11 @@ class Scheduler:
         tenant = step.session.workflow.tenant
         return f"{step.branch.id}.{role_owner(tenant, step.role)}"
 
-    def _seat(self, step: g.Step, able: list[Worker]) -> Worker | None:
-        """The worker that holds the session's KV, if it is one of `able` and has not restarted since."""
+    def _seat(self, step: g.Step) -> Worker | None:
+        """The worker that holds the session's KV, if it can serve the step and has not restarted since."""
         seats = step.session.seats
-        return next((w for w in able if seats.get(w.pool) == w.seat), None)
+        found = (self.workers[worker] for worker, _ in seats.values())
+        return next((w for w in found if seats.get(w.pool) == w.seat and _serves(w, step)), None)
 
     def _why(self, step: g.Step, reason: str) -> str:
         if step.pinned is not None:
@@ -391,3 +389,9 @@ class Scheduler:
         for worker in self.workers.values():
             assert set(worker.sessions) <= self.graph.live.keys(), "a worker holds a session that is not live"
             assert all(s.seats.get(worker.pool) == worker.seat for s in worker.sessions), "a seat is elsewhere"
+
+
+def _serves(worker: Worker, step: g.Step) -> bool:
+    """Whether the step may go to the worker now."""
+    able = worker.up and step.model in worker.models and worker.id not in step.tried
+    return able and step.pinned in (None, worker.id)
