@@ -20,11 +20,12 @@ class Semaphore(Stock):
     """
 
     name = "semaphore"
+    share = 1.0  # of N
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster)
         tokens = sum(engine.kv_tokens + engine.tier_tokens for engine in cluster.engines)
-        self.places = max(len(cluster.engines), int(tokens / cluster.mean_context))
+        self.places = max(len(cluster.engines), int(self.share * tokens / cluster.mean_context))
         self.inside: set[str] = set()
         self.outside: dict[str, list[Turn]] = {}
 
