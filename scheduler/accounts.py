@@ -61,6 +61,7 @@ class Account:
     gap: Gap | None = None
     since: float = 0.0
     stood: Standing | None = None  # how it stopped, while it has not come back
+    left: dict[Session, Standing] = field(default_factory=dict)  # how its agents did
     alive: float = 1.0
     worth: float = 0.0  # its index, until `worth_until`
     worth_until: float = 0.0
@@ -78,6 +79,14 @@ class Account:
         """The session counts for nothing any more."""
         self.tokens -= self.contexts.pop(session)
         self.shared.pop(session, None)
+        self.left.pop(session, None)
+
+    def back(self, session: Session) -> None:
+        """A step of the session has come: it is back, and its workflow with it."""
+        for standing in (self.stood, self.left.pop(session, None)):
+            if standing is not None:
+                standing[1] += 1
+        self.stood = None
 
     @property
     def place(self) -> float:

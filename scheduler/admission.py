@@ -20,7 +20,7 @@ from itertools import count
 from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
-from scheduler.habits import Habits, returning
+from scheduler.habits import Habits, counting, returning
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
@@ -91,9 +91,7 @@ class Gate:
         book = self.book(worker)
         account = book.account(step.session)
         account.flex = step.flex
-        if account.stood is not None:
-            account.stood[1] += 1
-            account.stood = None
+        account.back(step.session)
         before = self._lost.pop(step.id, None)
         since, left = self._ages.pop((step.branch.id, step.link), (now, now))
         free = not book.capacity or (not book.waiting and self._fits(book, account, step, tokens))
@@ -152,6 +150,9 @@ class Gate:
                 self.habits.opened(step)
             shared = home.shared.setdefault(step.session, step.usage.cached)
             own = max(0, step.usage.prompt + step.usage.output - shared)
+            if step.session.id != step.session.workflow.id:  # it is one of several
+                standing = home.left[step.session] = self.habits.left(step)
+                own = int(own * counting(standing))
             # A sub-agent that has answered is done, as a rule: if it is called again, it counts anew.
             home.count(step.session, 0 if step.session.parent and kind(step.stop, step.tools) == END else own)
             book.settle(home)

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from scheduler.estimates import kind
 from scheduler.graph import Step
 
+FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, and the share that is few
 HOPE = 3  # workflows that are taken to have come back after every kind of stop
 MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
 
 Standing = list[int]
-"""How many workflows stopped so, and how many of them came back."""
+"""How many workflows, or agents of theirs, stopped so, and how many of them came back."""
 
 
 class Habits:
@@ -19,17 +20,16 @@ class Habits:
 
     def __init__(self) -> None:
         self._stops: OrderedDict[tuple[str, str, str], Standing] = OrderedDict()
+        self._agents: OrderedDict[tuple[str, str, str], Standing] = OrderedDict()
         self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def stopped(self, step: Step) -> Standing:
         """A workflow is idle after this step. Whoever holds the result says `standing[1] += 1` when it is back."""
-        key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
-        standing = self._stops.setdefault(key, [0, 0])
-        self._stops.move_to_end(key)
-        standing[0] += 1
-        if len(self._stops) > MOST:
-            self._stops.popitem(last=False)
-        return standing
+        return _one_more(self._stops, step)
+
+    def left(self, step: Step) -> Standing:
+        """One of a workflow's sessions is idle after this step, as `stopped` is said of the workflow itself."""
+        return _one_more(self._agents, step)
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""
@@ -45,8 +45,27 @@ class Habits:
             self._openings.popitem(last=False)
 
 
+def _one_more(stops: OrderedDict[tuple[str, str, str], Standing], step: Step) -> Standing:
+    key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
+    standing = stops.setdefault(key, [0, 0])
+    stops.move_to_end(key)
+    standing[0] += 1
+    if len(stops) > MOST:
+        stops.popitem(last=False)
+    return standing
+
+
+def counting(standing: Standing) -> float:
+    """The share of its context that an agent counts for after such a stop: all of it, unless few come back.
+
+    Who is asked once, in a run that goes on without it, holds nothing that will be needed.
+    """
+    share = returning(standing)
+    return share if standing[0] >= FEW and share < RARE else 1.0
+
+
 def returning(standing: Standing | None) -> float:
-    """The share of workflows that came back after such a stop.
+    """The share that came back after such a stop.
 
     Who is still away counts as gone, so that an end is known from the first runs on, long before any has been given up.
     """

@@ -349,3 +349,18 @@ def test_a_worker_that_is_gone_does_not_shorten_the_others_holds() -> None:
         return max(hold.deadline for hold in play.held.values()) - play.now
 
     assert stated(5) == pytest.approx(stated(0))
+
+
+def test_agents_that_are_asked_once_stop_counting_for_their_run() -> None:
+    play = Play()
+    for number in range(20):
+        play.turn(f"run{number}/main", 500)
+        for agent in "abc":
+            play.turn(f"run{number}/{agent}", 1000)
+        play.turn(f"run{number}/main", 600)
+        play.send(WorkflowFinished("t", f"run{number}"))
+    book = play.scheduler.gate.books["w0"]
+    play.turn("last/main", 500)
+    for agent in "abc":
+        play.turn(f"last/{agent}", 1000)
+    assert book.demand < 1500, "of four agents one is called again"
