@@ -44,7 +44,7 @@ def systems() -> Iterator[tuple[str, type[System]]]:
 
 def told(name: str, played: Played) -> dict[str, float | str]:
     """The figures of one play. Times are seconds, but where they are hours."""
-    ends = sorted(call.finished for call in played.calls if call.finished is not None)
+    ends = [call.finished for call in played.calls if call.finished is not None]
     begin = min(run.started for run in played.runs)
     waits = [call.first_token - call.sent for call in played.calls if call.first_token is not None]
     most, all_ = (((percentile(ends, percent) or 0.0) - begin) / 3600 for percent in (90, 100))

@@ -79,14 +79,16 @@ class Account:
         """The session counts for nothing any more."""
         self.tokens -= self.contexts.pop(session)
         self.shared.pop(session, None)
-        self.left.pop(session, None)
+        if (standing := self.left.pop(session, None)) is not None:
+            standing[0] += 1
 
     def back(self, session: Session) -> None:
         """A step of the session has come: it is back, and its workflow with it."""
-        for standing in (self.stood, self.left.pop(session, None)):
-            if standing is not None:
-                standing[1] += 1
-        self.stood = None
+        if self.stood is not None:
+            self.stood[1] += 1
+            self.stood = None
+        if (standing := self.left.pop(session, None)) is not None:
+            standing[0], standing[1] = standing[0] + 1, standing[1] + 1
 
     @property
     def place(self) -> float:
@@ -164,9 +166,10 @@ class Book:
         account = self.of.get(session)
         if account is not None and account.workflow is session.workflow:
             return account
-        context, shared = 0, None
+        context, shared, left = 0, None, None
         if account is not None:
             context, shared = account.contexts.get(session, 0), account.shared.get(session)
+            left = account.left.pop(session, None)
             self.drop(session)
         account = self.accounts.get(session.workflow)
         if account is None:
@@ -174,6 +177,8 @@ class Book:
         account.count(session, context)
         if shared is not None:
             account.shared[session] = shared
+        if left is not None:
+            account.left[session] = left
         self.of[session] = account
         return account
 
@@ -210,6 +215,7 @@ class Book:
         assert abs(self.cost - sum(one.cost for one in accounts)) < 1e-6 * (1 + self.cost), "costs are miscounted"
         assert all(session in one.contexts for session, one in self.of.items()), "a session counts elsewhere"
         assert sum(len(one.contexts) for one in accounts) == len(self.of), "a session is counted twice, or lost"
+        assert all(one.left.keys() <= one.contexts.keys() for one in accounts), "one that left is not here"
         assert set(self.idle) == {one for one in accounts if one.leased and not one.running and one.contexts}
         assert set(self.waiting) == {one for one in accounts if one.held}
         held = [one for account in accounts for one in account.held.values()]

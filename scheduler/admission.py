@@ -20,7 +20,7 @@ from itertools import count
 from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
-from scheduler.habits import Habits, counting, returning
+from scheduler.habits import Habits, returning
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
@@ -132,15 +132,14 @@ class Gate:
             self._touched[found[0].worker.id] = None
 
     def ended(self, step: Step, now: float) -> None:
-        """The step has left its worker, or the gate; `step.usage` is known where it ended well."""
+        """The step has left its worker, or the gate: its usage is known if it ended well. Its session counts it."""
         self._lost.pop(step.id, None)
         if (held := self._unhold(step)) is not None:
             self._ages[step.branch.id, step.link] = held.since, now
             if len(self._ages) > AGES:
                 self._ages.popitem(last=False)
             return
-        found = self._running.pop(step.id, None)
-        if found is None:
+        if (found := self._running.pop(step.id, None)) is None:
             return
         book, account = found
         del account.running[step.id]
@@ -150,10 +149,10 @@ class Gate:
                 self.habits.opened(step)
             shared = home.shared.setdefault(step.session, step.usage.cached)
             own = max(0, step.usage.prompt + step.usage.output - shared)
-            if step.session.id != step.session.workflow.id:  # it is one of several
-                standing = home.left[step.session] = self.habits.left(step)
-                own = int(own * counting(standing))
-            # A sub-agent that has answered is done, as a rule: if it is called again, it counts anew.
+            if step.session.running == 1 and step.session.id != step.session.workflow.id:  # an agent, now idle
+                home.left[step.session] = self.habits.left(step)
+                own = int(own * self.habits.counting(step))
+            # A sub-agent that has answered is done, as a rule.
             home.count(step.session, 0 if step.session.parent and kind(step.stop, step.tools) == END else own)
             book.settle(home)
         if not account.running:
@@ -174,6 +173,8 @@ class Gate:
     def moved(self, session: Session, old: str, new: str) -> None:
         """The session sits at another worker; at another life of the same one what it held is lost already."""
         if old != new:
+            if old in self.books and (account := self.books[old].of.get(session)) is not None:
+                account.back(session)
             self.gone(session, old)
 
     def lost(self, worker: Worker) -> list[Step]:
@@ -181,7 +182,8 @@ class Gate:
         book = self.books.get(worker.id)
         if book is None:
             return []
-        for session in list(book.of):
+        for session, account in list(book.of.items()):
+            account.left.pop(session, None)  # who knows
             book.drop(session)
         steps = [step for account in list(book.waiting) for step in account.held.values()]
         for held in steps:
@@ -241,7 +243,6 @@ class Gate:
         assert self._running.keys() == {name for account in accounts for name in account.running}
         lined = {id(book): book.line.first() for book in self.books.values()}
         assert all((lined[id(book)] is not None) == bool(book.waiting) for book in self.books.values()), "out of line"
-        assert all(b.wanted == sum(h.tokens for a in b.waiting for h in a.held.values()) for b in self.books.values())
 
     def _begin(self, step: Step, book: Book, tokens: int, now: float) -> None:
         """The step goes to the book's worker: its workflow has a lease there."""

@@ -294,7 +294,7 @@ def _settle(values: list[float], block: range, value: Callable[[int], float], mo
     """The least fixed point of `values[i] = value(i)` over a block, from 0, by Gauss-Seidel sweeps.
 
     The error of a loop comes to shrink by the same factor each sweep: once it does, its geometric rest is added, every
-    few sweeps. Sooner that would lead astray, perhaps for ever.
+    few sweeps, and at the last one anyhow. Sooner that would lead astray, perhaps for ever.
     """
     if not loop:
         values[block[0]] = min(most, value(block[0]))

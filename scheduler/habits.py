@@ -25,11 +25,23 @@ class Habits:
 
     def stopped(self, step: Step) -> Standing:
         """A workflow is idle after this step. Whoever holds the result says `standing[1] += 1` when it is back."""
-        return _one_more(self._stops, step)
+        standing = _of(self._stops, step)
+        standing[0] += 1
+        return standing
 
     def left(self, step: Step) -> Standing:
-        """One of a workflow's sessions is idle after this step, as `stopped` is said of the workflow itself."""
-        return _one_more(self._agents, step)
+        """One of a workflow's sessions is idle after this step. Whoever holds the result counts how that ends."""
+        return _of(self._agents, step)
+
+    def counting(self, step: Step) -> float:
+        """The share of its context that an agent counts for after this step: all, unless few are called again.
+
+        Who is asked once, in a run that goes on without it, holds nothing that will be needed. That the run goes on at
+        all is another question, so the share is that of the agents over that of the workflows.
+        """
+        standing = _of(self._agents, step)
+        share = returning(standing) / returning(_of(self._stops, step))
+        return share if standing[0] >= FEW and share < RARE else 1.0
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""
@@ -45,29 +57,20 @@ class Habits:
             self._openings.popitem(last=False)
 
 
-def _one_more(stops: OrderedDict[tuple[str, str, str], Standing], step: Step) -> Standing:
+def _of(stops: OrderedDict[tuple[str, str, str], Standing], step: Step) -> Standing:
     key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
     standing = stops.setdefault(key, [0, 0])
     stops.move_to_end(key)
-    standing[0] += 1
     if len(stops) > MOST:
         stops.popitem(last=False)
     return standing
 
 
-def counting(standing: Standing) -> float:
-    """The share of its context that an agent counts for after such a stop: all of it, unless few come back.
-
-    Who is asked once, in a run that goes on without it, holds nothing that will be needed.
-    """
-    share = returning(standing)
-    return share if standing[0] >= FEW and share < RARE else 1.0
-
-
 def returning(standing: Standing | None) -> float:
     """The share that came back after such a stop.
 
-    Who is still away counts as gone, so that an end is known from the first runs on, long before any has been given up.
+    A workflow that is still away counts as gone, so that an end is known from the first runs on, long before any has
+    been given up; an agent that is counts for nothing yet, as many of a run may begin at once.
     """
     stopped, returned = standing or (0, 0)
     return (returned + HOPE) / (stopped + HOPE)

@@ -12,7 +12,7 @@ from itertools import islice
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Retain
 from scheduler.admission import Gate
-from scheduler.estimates import END, kind
+from scheduler.estimates import END, TOOL, kind
 from scheduler.forecast import Forecast, Key
 from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.knowledge import Knowledge, latest
@@ -116,19 +116,13 @@ class Keeping:
     def returns(self, step: Step) -> list[Advice]:
         """The step has ended its session's turn: the one that called it goes on with the answer, if it was the last."""
         parent = step.session.workflow.sessions.get(step.session.parent or "")
-        if parent is None or parent.running or kind(step.stop, step.tools) != END or self._calls(parent):
+        if parent is None or parent.running or kind(step.stop, step.tools) != END:
             return []
-        branch = latest(parent)
-        if branch is None:
+        branch, seats = latest(parent), [self._advised(name) for name, _ in parent.seats.values()]
+        fetching = [worker.id for worker in seats if worker is not None and worker.fetches]
+        if branch is None or not fetching or any(_works(one, step) for one in _latest_sessions(parent.workflow)):
             return []
-        seats = (self._advised(name) for name, _ in branch.session.seats.values())
-        return [Prefetch(worker.id, branch.id, HORIZON) for worker in seats if worker and worker.fetches]
-
-    def _calls(self, parent: Session) -> bool:
-        """Whether a session that was called by this one has not answered yet."""
-        called = [one for one in _latest(parent.workflow) if one.parent == parent.id and not one.ended]
-        ends = (latest(one) for one in called)
-        return any(one.running for one in called) or any(one is not None and one.past.stop != END for one in ends)
+        return [Prefetch(worker, branch.id, HORIZON) for worker in fetching]
 
     def _note(self, step: Step, worker: Worker) -> None:
         if worker.advised:
@@ -160,27 +154,28 @@ class Keeping:
         owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         branches: dict[str, Branch] = {}
         idle: dict[str, list[Session]] = {}
-        sessions = _latest(workflow)
+        sessions = _latest_sessions(workflow)
         turn = self._turn(workflow, sessions)
         for session in sessions:
             rests = session.role in waits and not session.running and not session.ended
-            if rests and session is not turn and worker.seat in session.seats.values():
+            if rests and worker.seat in session.seats.values():
                 idle.setdefault(session.role or "", []).append(session)
         for role, sessions in idle.items():
             branch = latest(sessions[0]) if len(sessions) == 1 else None  # of several nobody knows which
-            if branch is not None and waits[role] > 0:
+            if branch is not None and branch is not turn and waits[role] > 0:
                 owners[branch.id], branches[branch.id] = waits[role], branch
         return owners, branches
 
-    def _turn(self, workflow: Workflow, sessions: list[Session]) -> Session | None:
-        """The session that goes on, where none runs and the last was of a role that follows itself.
+    def _turn(self, workflow: Workflow, sessions: list[Session]) -> Branch | None:
+        """The branch that goes on, where none runs and the last step was of a role that follows itself.
 
         Its own gap foretells it: that has a distribution, where the graph has a mean.
         """
-        if any(session.running for session in sessions):
+        if not sessions or any(session.running for session in sessions):
             return None
-        last = max(sessions, key=lambda session: session.touched, default=None)
-        return last if last is not None and self._knowledge.repeats(workflow, last.role or "") else None
+        branch = latest(max(sessions, key=lambda session: session.touched))
+        role = branch.last.role if branch is not None and branch.last is not None else None
+        return branch if self._knowledge.repeats(workflow, role or "") else None
 
     def _hint(self, worker: str, owner: str, at: float | None, now: float) -> Hint:
         branch = self._branches.get(owner)
@@ -194,8 +189,17 @@ class Keeping:
         return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
 
 
-def _latest(workflow: Workflow) -> list[Session]:
+def _latest_sessions(workflow: Workflow) -> list[Session]:
     return list(islice(reversed(workflow.sessions.values()), SESSIONS))
+
+
+def _works(session: Session, step: Step) -> bool:
+    """Whether a session that the caller of this step's session has called, too, is still to answer."""
+    if session is step.session or session.parent != step.session.parent or session.ended:
+        return False
+    branch = latest(session)
+    at_tools = branch is not None and branch.past.stop == TOOL and session.due > (step.finished or 0.0)
+    return session.running > 0 or at_tools
 
 
 def _name(workflow: Workflow) -> str:

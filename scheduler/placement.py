@@ -49,7 +49,7 @@ class SoonestDone:
     The terms, in seconds: what must be prefilled before it (`queue`), its own prompt less what it shares with others
     there (`prefill`), and its share of the waits where all that live there do not fit (`pressure`): what exceeds the
     capacity, over that, times what computing all of them once more takes. So siblings go where their common prefix is,
-    until that worker is the bottleneck. Of many workers those with the fewest live sessions are compared, and its
+    until that worker is the bottleneck. Of many workers those are compared whose memory is asked for least, and its
     workflow's.
     """
 
@@ -61,8 +61,8 @@ class SoonestDone:
         tokens = self._sizes.expected(step)
         home, shared = _home(step, workers), self._gate.habits.shares(step, tokens)
         if len(workers) > CANDIDATES:
-            fewest = nsmallest(CANDIDATES, workers, key=_live)
-            workers = fewest if home is None or home in fewest else [home, *fewest]
+            least = nsmallest(CANDIDATES, workers, key=self._load)
+            workers = least if home is None or home in least else [home, *least]
         role = role_owner(step.session.workflow.tenant, step.role)
         terms = {}
         for worker in workers:
@@ -76,6 +76,10 @@ class SoonestDone:
         if len(alike) == len(workers):
             return chosen
         return Decision(chosen.worker, "soonest-done", _told(terms[chosen.worker]))
+
+    def _load(self, worker: Worker) -> tuple[float, tuple[int, int, int, int, str]]:
+        book = self._gate.book(worker)
+        return book.demand / book.capacity if book.capacity else 0.0, _live(worker)
 
     def _terms(self, worker: Worker, tokens: int, had: int, now: float) -> Terms:
         book = self._gate.book(worker)

@@ -20,6 +20,7 @@ from scheduler.events import (
 )
 from scheduler.identity import Identity
 from scheduler.scheduler import Scheduler
+from scheduler.workers import Worker
 
 KV = 10_000
 
@@ -54,11 +55,11 @@ class Play:
         self.scheduler.check()
         return actions
 
-    def call(self, session: str, tokens: int, *, flex: bool = False) -> str:
+    def call(self, session: str, tokens: int, *, flex: bool = False, role: str | None = None) -> str:
         self.count += 1
         step = f"s{self.count}"
         self.tokens[step] = tokens
-        who = Identity(tenant="t", workflow=session.split("/")[0], session=session, rule="metadata")
+        who = Identity(tenant="t", workflow=session.split("/")[0], session=session, role=role, rule="metadata")
         self.send(StepArrived(step, "m", who, size=tokens, flex=flex))
         return step
 
@@ -67,8 +68,8 @@ class Play:
         self.now += 0.1
         self.send(StepFinished(step, Usage(self.tokens[step], cached, 10), "tool_calls"))
 
-    def turn(self, session: str, tokens: int) -> None:
-        self.done(self.call(session, tokens))
+    def turn(self, session: str, tokens: int, role: str | None = None) -> None:
+        self.done(self.call(session, tokens, role=role))
 
     def wait(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -354,13 +355,43 @@ def test_a_worker_that_is_gone_does_not_shorten_the_others_holds() -> None:
 def test_agents_that_are_asked_once_stop_counting_for_their_run() -> None:
     play = Play()
     for number in range(20):
-        play.turn(f"run{number}/main", 500)
+        play.turn(f"run{number}/main", 500, role="main")
         for agent in "abc":
-            play.turn(f"run{number}/{agent}", 1000)
-        play.turn(f"run{number}/main", 600)
+            play.turn(f"run{number}/{agent}", 1000, role="agent")
+        play.turn(f"run{number}/main", 600, role="main")
         play.send(WorkflowFinished("t", f"run{number}"))
     book = play.scheduler.gate.books["w0"]
-    play.turn("last/main", 500)
+    play.turn("last/main", 500, role="main")
     for agent in "abc":
-        play.turn(f"last/{agent}", 1000)
-    assert book.demand < 1500, "of four agents one is called again"
+        play.turn(f"last/{agent}", 1000, role="agent")
+    contexts = {session.id: tokens for session, tokens in book.of[next(iter(book.of))].contexts.items()}
+    assert contexts["last/main"] > 500, "it is called again"
+    assert sum(contexts.values()) < 1500, "the others are not"
+
+
+def test_agents_that_have_only_just_begun_count_in_full() -> None:
+    play = Play()
+    for step in [play.call(f"run/{agent}", 200, role="agent") for agent in "abcdefghijklmnopqrst"]:
+        play.done(step)
+    (account,) = play.scheduler.gate.books["w0"].accounts.values()
+    assert account.tokens >= 20 * 200, "none has come back yet, but none has had the time"
+
+
+def test_an_agent_that_always_returns_counts_in_full_where_it_makes_several_calls_at_once() -> None:
+    play = Play()
+    for _ in range(10):
+        for step in [play.call("run/main", 500, role="main") for _ in range(6)]:
+            play.done(step)
+    (account,) = play.scheduler.gate.books["w0"].accounts.values()
+    assert account.tokens >= 500
+
+
+def test_of_many_workers_the_few_with_room_are_found_among_small_ones_with_fewer_sessions() -> None:
+    play = Play()
+    step = play.scheduler.running[play.call("run", 100)]
+    small = [Worker(f"small{number}", kv_tokens=KV) for number in range(40)]
+    large = [Worker(f"large{number}", kv_tokens=100 * KV, placed=5) for number in range(4)]
+    for worker in small:
+        book = play.scheduler.gate.book(worker)
+        book.demand, book.cost = 2 * KV, 100.0
+    assert play.scheduler.placement.place(step, [*small, *large]).worker.startswith("large")

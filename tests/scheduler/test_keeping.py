@@ -261,6 +261,28 @@ def test_a_session_that_goes_on_by_itself_is_foretold_by_its_gap_whatever_the_gr
     assert retained(core.told(4.0))[work].hint.next_use is not None, "another one runs, and work comes after it"
 
 
+def test_a_child_that_broke_off_does_not_keep_its_parent_from_being_fetched() -> None:
+    core = Core(host=10_000)
+    core.finish(core.arrive("run", "main", 0.0), 1.0)
+    broken, whole = (core.arrive("run", f"child{number}", 2.0, parent="main") for number in range(2))
+    core.scheduler.handle(StepFailed(broken.step, "it broke", retryable=False), 3.0)
+    assert len(core.finish(whole, 4.0, stop="stop")) == 1
+
+
+def test_of_two_sessions_of_a_role_neither_is_foretold_by_the_graph_because_the_other_goes_on() -> None:
+    core = Core()
+    loops = {**STAGES, "edges": [*STAGES["edges"], {"from": "work", "to": "work", "gap_seconds": 60}]}
+    core.scheduler.knowledge.declare("t", Template.parse("stages", loops))
+    core.finish(core.stage("run", "plan", 0.0), 0.5)
+    ends = []
+    for session, at in (("a", 1.0), ("b", 50.0)):
+        sent = core.arrive("run", session, at, role="work", template="stages", after=("plan",))
+        core.finish(sent, at + 0.5)
+        ends.append(branch(sent))
+    hints = retained(core.told(51.0))
+    assert all(hints[one].hint.next_use is None for one in ends if one in hints)
+
+
 def test_nothing_is_fetched_where_there_is_no_tier() -> None:
     core = Core()
     sent = core.stage("run", "plan", 0.0)
