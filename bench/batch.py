@@ -11,15 +11,12 @@ and until all have, and the longest time that a call waited for its first token.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench import runners, schedule
-from bench.cells import Cell
-from bench.machine import machine, revision
+from bench.cells import Cell, write_json
+from bench.machine import origin
 from bench.metrics import percentile
 from bench.records import Played
 from bench.simulation.cluster import simulate
@@ -78,10 +75,7 @@ def main() -> None:
             rows.append({"tier": tier, **told(name, played)})
             print(rows[-1], flush=True)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.batch", *sys.argv[1:]])
-        about = {"command": command, "revision": revision(), "machine": machine(), "rows": rows}
-        (args.out / "batch.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(args.out / "batch.json", {**origin("bench.batch"), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -66,21 +66,13 @@ def carry_out(
 
 def _record(origin: tuple[str, Mapping[str, Any]], played: Sequence[Done]) -> dict[str, Any]:
     return {
-        "command": shlex.join(["weft", *map(_nameless, sys.argv[1:])]),
+        "command": shlex.join(["weft", *map(machine.nameless, sys.argv[1:])]),
         "played_seconds": round(sum(one.seconds for one in played), 1),
         "cells": len(played),
         "revision": origin[0],
         "machine": origin[1],
         "versions": machine.versions(),
     }
-
-
-def _nameless(argument: str) -> str:
-    """An argument without the folders and addresses of this machine."""
-    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    if "://" in value:
-        return f"{option}{equals}URL"
-    return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~", "..")) else argument
 
 
 @contextmanager

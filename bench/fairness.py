@@ -13,15 +13,13 @@ are slowed down alike.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from bench.machine import machine, revision
+from bench.cells import write_json
+from bench.machine import origin
 from bench.metrics import hourly, in_time, measure
 from bench.records import Played
 from bench.simulation.cluster import simulate
@@ -74,10 +72,7 @@ def main() -> None:
             told.append({"load": load, "system": system, **mean, "reps": rows})
             print(f"load {load:g} {system}: {mean}", flush=True)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.fairness", *sys.argv[1:]])
-        about = {"command": command, "revision": revision(), "machine": machine(), "rows": told}
-        (args.out / "fairness.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(args.out / "fairness.json", {**origin("bench.fairness"), "rows": told})
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ token, which no front can help.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import runners
-from bench.cells import Cell
-from bench.machine import machine, revision
+from bench.cells import Cell, write_json
+from bench.machine import origin
 from bench.metrics import percentile
 from bench.records import Played
 from bench.simulation.cluster import Fault, simulate
@@ -93,11 +90,7 @@ def main() -> None:
                 rows.append(told(cell, args.trace, kind))
                 print(rows[-1], flush=True)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.faults", *sys.argv[1:]])
-        about = {"command": command, "revision": revision(), "machine": machine(),
-                 "rows": [{name: getattr(row, name) for name in Told.__slots__} for row in rows]}  # fmt: skip
-        (args.out / "faults.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(args.out / "faults.json", {**origin("bench.faults"), "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ sends them. All variants of a repetition run side by side, in turns.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import random
-import shlex
 import statistics
 import sys
 import time
@@ -24,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.machine import machine, revision, versions
+from bench.cells import write_json
+from bench.machine import origin
 
 BLOCK = 32
 OWNERS = (1_000, 10_000)
@@ -211,10 +210,7 @@ def main() -> None:
     for name, figures in told.items():
         print(f"{name}: {figures}")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.kvcost", *sys.argv[1:]])
-        about = {"command": command, "revision": revision(), "machine": machine(), "versions": versions(), "told": told}
-        (args.out / "kvcost.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(args.out / "kvcost.json", {**origin("bench.kvcost"), "told": told})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DIRTY = "-dirty"
@@ -59,6 +62,20 @@ def named(path: Path) -> str:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return f"{path.name}@{digest.hexdigest()[:12]}"
+
+
+def nameless(argument: str) -> str:
+    """An argument without the folders and addresses of this machine."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    if "://" in value:
+        return f"{option}{equals}URL"
+    return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~", "..")) else argument
+
+
+def origin(module: str) -> dict[str, Any]:
+    """What the figures of `python -m MODULE` begin with: the command, without places of this machine, and the rest."""
+    command = shlex.join(["python", "-m", module, *map(nameless, sys.argv[1:])])
+    return {"command": command, "revision": revision(), "machine": machine(), "versions": versions()}
 
 
 def _accelerators() -> list[str]:

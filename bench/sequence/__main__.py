@@ -19,16 +19,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
-import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from bench.cells import Cell
-from bench.machine import machine, revision, versions
+from bench.cells import Cell, write_json
+from bench.machine import origin
 from bench.sequence.engine import BLOCK, POLICIES, Figures, Setting, play
 from bench.sequence.offline import belady, unlimited
 
@@ -133,14 +130,9 @@ def main() -> None:
     told = table(made, len(next(iter(calls.values()))))
     print(told)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "-m", "bench.sequence", *sys.argv[1:]])
-        about: dict[str, Any] = {
-            "command": command, "revision": revision(), "machine": machine(), "versions": versions(),
-            "calls": calls, "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in made],
-        }  # fmt: skip
-        (args.out / "sequence.json").write_text(json.dumps(about, indent=1) + "\n")
-        (args.out / "sequence.md").write_text(f"`{command}`\n\n{told}\n")
+        about = {**origin("bench.sequence"), "calls": calls, "rows": [asdict(row) for row in made]}
+        write_json(args.out / "sequence.json", about)
+        (args.out / "sequence.md").write_text(f"`{about['command']}`\n\n{told}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
