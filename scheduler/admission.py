@@ -150,8 +150,8 @@ class Gate:
             shared = home.shared.setdefault(step.session, step.usage.cached)
             own = max(0, step.usage.prompt + step.usage.output - shared)
             if step.session.running == 1 and step.session.id != step.session.workflow.id:  # an agent, now idle
-                home.left[step.session] = self.habits.left(step)
-                own = int(own * self.habits.counting(step))
+                home.left[step.session] = left = self.habits.left(step)
+                own = int(own * self.habits.counting(step, left))
             # A sub-agent that has answered is done, as a rule.
             home.count(step.session, 0 if step.session.parent and kind(step.stop, step.tools) == END else own)
             book.settle(home)

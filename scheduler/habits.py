@@ -33,15 +33,14 @@ class Habits:
         """One of a workflow's sessions is idle after this step. Whoever holds the result counts how that ends."""
         return _of(self._agents, step)
 
-    def counting(self, step: Step) -> float:
-        """The share of its context that an agent counts for after this step: all, unless few are called again.
+    def counting(self, step: Step, left: Standing) -> float:
+        """The share of its context that an agent which has so `left` counts for: all, unless few are called again.
 
         Who is asked once, in a run that goes on without it, holds nothing that will be needed. That the run goes on at
         all is another question, so the share is that of the agents over that of the workflows.
         """
-        standing = _of(self._agents, step)
-        share = returning(standing) / returning(_of(self._stops, step))
-        return share if standing[0] >= FEW and share < RARE else 1.0
+        share = returning(left) / returning(_of(self._stops, step))
+        return share if left[0] >= FEW and share < RARE else 1.0
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""

@@ -393,5 +393,4 @@ class Scheduler:
 
 def _serves(worker: Worker, step: g.Step) -> bool:
     """Whether the step may go to the worker now."""
-    able = worker.up and step.model in worker.models and worker.id not in step.tried
-    return able and step.pinned in (None, worker.id)
+    return worker.serves(step.model) and worker.id not in step.tried and step.pinned in (None, worker.id)

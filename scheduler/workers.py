@@ -88,6 +88,10 @@ class Worker:
             return "failed" if self.failed else "down" if self.models else "starting"
         return "draining" if self.draining else "up"
 
+    def serves(self, model: str) -> bool:
+        """Whether it is up and serves the model."""
+        return self.up and model in self.models
+
     @property
     def seat(self) -> tuple[str, str]:
         """Names this life of the worker; a seat of an earlier life holds no KV."""
@@ -107,7 +111,7 @@ class Workers(dict[str, Worker]):
 
     def serving(self, model: str) -> list[Worker]:
         """Those that are up and serve the model."""
-        return [one for one in self.values() if one.up and model in one.models]
+        return [one for one in self.values() if one.serves(model)]
 
     def refusal(self, step: str, model: str) -> Reject:
         """Why none can serve the model now: not up (503), still starting (503), or never heard of (404)."""
