@@ -7,7 +7,7 @@ owners, given up from its tail; a block with several owners counts for the one t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 DEAD, UNKNOWN, KNOWN, LEASED = range(4)
@@ -134,6 +134,8 @@ class Foretold(Policy):
             self._steps[owner] = left
         else:
             self._since.pop(owner, None)
+            if (hint := self._hints.get(owner)) is not None:  # until the core says more, it waits as it did before
+                self._hints[owner] = replace(hint, since=now)
 
     def told(self, owner: str, hint: Hint, now: float) -> None:
         self._changed(owner)

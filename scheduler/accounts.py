@@ -9,7 +9,8 @@ from itertools import count
 
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
-from scheduler.habits import Standing
+from scheduler.habits import Standing, returning
+from scheduler.rates import Rates
 from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
@@ -18,6 +19,9 @@ SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
 # near capacity, where plain queueing costs little, after down to NEAR of that.
 PATIENCE, SLOPE, NEAR = 1.2, 0.3, 0.25
+LIKELY = 0.5  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
+WORTH, SOONEST = 0.1, 0.05  # of an idle time, for which an index holds; seconds that it counts as at least
+SLIM = 1e-6  # a chance that is none
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
 
 
@@ -47,7 +51,7 @@ class Account:
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
     It is idle since `since`, with `gap` as what is known of its return. `alive` is the chance that it makes another
-    call; `live`, `claim` and `cost` are what it counts for in its book.
+    call; `live`, `claim`, `cost` and `present` are what it counts for in its book.
     """
 
     workflow: Workflow
@@ -69,6 +73,7 @@ class Account:
     live: int = 0
     claim: int = 0
     cost: float = 0.0
+    present: bool = False
 
     def count(self, session: Session, tokens: int) -> None:
         """So many tokens are this session's own."""
@@ -89,6 +94,28 @@ class Account:
             self.stood = None
         if (standing := self.left.pop(session, None)) is not None:
             standing[0], standing[1] = standing[0] + 1, standing[1] + 1
+
+    def returns(self, idle: float) -> float:
+        """The chance that it makes another call, now that it has been idle for so many seconds.
+
+        How many come back after such a stop is known long before any is given up, as the gap's own estimate waits for.
+        """
+        if self.gap is None:
+            return 1.0
+        never = max(self.gap.never, 1.0 - returning(self.stood))
+        waiting = (1.0 - never) * (1.0 - self.gap.spread.below(idle))
+        return waiting / (never + waiting) if waiting else 0.0
+
+    def index(self, rates: Rates, now: float) -> float:
+        """What keeping its KV while it is idle saves: worker seconds for each second and token."""
+        if self.gap is None or not self.tokens:
+            return 0.0
+        if now >= self.worth_until:
+            idle = max(now - self.since, SOONEST)
+            chance = self.returns(idle) / max(1.0 - self.gap.never_after(idle), SLIM)
+            self.worth = self.gap.index(idle) * min(1.0, chance) * rates.recompute(self.tokens) / self.tokens
+            self.worth_until = now + WORTH * idle
+        return self.worth
 
     @property
     def place(self) -> float:
@@ -120,6 +147,7 @@ class Book:
         self.claimed = 0
         self.cost = 0.0
         self.demand = 0  # tokens of all that may still call
+        self.present = 0  # workflows that are likely to
         # Of steps without a first token: the seconds it will take, and the time when it is over at the latest, as the
         # first token of an answer in one piece comes with the last.
         self.prefills: dict[str, tuple[float, float]] = {}
@@ -192,18 +220,21 @@ class Book:
     def settle(self, account: Account) -> None:
         """Something of the account has changed: count it anew. One without sessions is gone."""
         rates = self.worker.rates
-        live = account.tokens if account.running or account.held else int(account.tokens * account.alive)
+        busy = bool(account.running or account.held)
+        live = account.tokens if busy else int(account.tokens * account.alive)
         claim = live if account.leased else 0
         cost = rates.recompute(account.tokens) * live / account.tokens if live else 0.0
         self.demand += live - account.live
         account.live = live
         self.claimed += claim - account.claim
+        present = busy or (bool(account.contexts) and account.alive >= LIKELY * returning(account.stood))
+        self.present += present - account.present
         self.cost += cost - account.cost
-        account.claim, account.cost = claim, cost
+        account.claim, account.cost, account.present = claim, cost, present
         _list(self.idle, account, account.leased and not account.running and bool(account.contexts))
         _list(self.waiting, account, bool(account.held))
         _list(self.changed, account, account.leased != account.told and not account.running and bool(account.contexts))
-        over = not account.contexts and not account.running and not account.held
+        over = not account.contexts and not busy
         if over and self.accounts.get(account.workflow) is account:
             del self.accounts[account.workflow]
 
@@ -213,6 +244,7 @@ class Book:
         assert all(one.tokens == sum(one.contexts.values()) for one in accounts), "contexts are miscounted"
         assert self.claimed == sum(one.claim for one in accounts), "claims are miscounted"
         assert abs(self.cost - sum(one.cost for one in accounts)) < 1e-6 * (1 + self.cost), "costs are miscounted"
+        assert self.present == sum(one.present for one in accounts), "workflows are miscounted"
         assert all(session in one.contexts for session, one in self.of.items()), "a session counts elsewhere"
         assert sum(len(one.contexts) for one in accounts) == len(self.of), "a session is counted twice, or lost"
         assert all(one.left.keys() <= one.contexts.keys() for one in accounts), "one that left is not here"

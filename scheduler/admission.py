@@ -26,15 +26,13 @@ from scheduler.workers import Worker
 
 STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
-IDLE = 1.0  # the price of a second in which a worker has nothing to do
+IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 LEAST_AHEAD = 0.05  # seconds of it that never matter
 GONE = 0.05  # the chance of a return below which a workflow has no lease
-FIRST_LOOK, RENEWED = 1.0, 1.25  # seconds until that chance is looked at; the growth of the idle time until the next
+FIRST_LOOK, RENEWED = 0.1, 1.5  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
 AWAY = 120.0  # seconds within which a step that left is sent again, if it is
-WORTH = 0.1  # of an idle time, for which an index holds
-SOONEST = 0.05  # seconds; an idle time counts as this long at least
 TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
 
@@ -211,7 +209,7 @@ class Gate:
             _, _, book, account, since = heapq.heappop(self._fading)
             if account.running or account.since != since or account.gap is None or not account.contexts:
                 continue
-            account.alive = returning(account.stood) * (1.0 - account.gap.never_after(now - since))
+            account.alive = account.returns(now - since)
             if account.alive < GONE:
                 account.leased = False
             else:
@@ -347,10 +345,11 @@ class Gate:
         victims = self._victims(book, now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
         limit = INFINITY if late else price / book.capacity
-        freed, worth = 0, 0.0
+        idle, back = not book.worker.running, self._back(book, victims)
+        freed, cost = 0, 0.0
         for number, (index, victim) in enumerate(victims, 1):
-            freed, worth = freed + victim.claim, worth + index * victim.claim
-            idles = not book.worker.running and worth < IDLE
+            freed, cost = freed + victim.claim, cost + victim.cost
+            idles = idle and cost * back < IDLE
             if index >= limit and not idles:
                 break
             if need <= room + freed:
@@ -371,19 +370,15 @@ class Gate:
     def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:
         """The idle workflows with a lease, those first whose KV is worth least."""
         found = [
-            (0.0 if one.flex else self._index(book, one, now), number, one) for number, one in enumerate(book.idle)
+            (0.0 if one.flex else one.index(book.worker.rates, now), number, one)
+            for number, one in enumerate(book.idle)
         ]
         return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
 
-    def _index(self, book: Book, account: Account, now: float) -> float:
-        """What keeping an idle workflow's KV saves: worker seconds for each second and token."""
-        if account.gap is None or not account.tokens:
-            return 0.0
-        if now >= account.worth_until:
-            idle = max(now - account.since, SOONEST)
-            account.worth = account.gap.index(idle) * book.worker.rates.recompute(account.tokens) / account.tokens
-            account.worth_until = now + WORTH * idle
-        return account.worth
+    def _back(self, book: Book, victims: list[tuple[float, Account]]) -> float:
+        """How soon one of these comes back by itself, in 1/s: an idle worker waits for the first of them no longer."""
+        recompute = book.worker.rates.recompute
+        return sum(index * one.tokens / recompute(one.tokens) for index, one in victims if index)
 
     def _revoke(self, book: Book, victims: list[tuple[float, Account]], need: int) -> None:
         """Take leases from these, in their order, until there is room."""

@@ -28,23 +28,10 @@ class Placement(Protocol):
         ...
 
 
-class FewestLive:
-    """To the worker with the fewest workflows that have live sessions there, then the fewest such sessions, then the
-    fewest running steps, then the fewest placed so far.
-
-    A restarted worker has none of any, so that the next new workflows go to it.
-    """
-
-    def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
-        """Return the worker with the smallest (workflows, sessions, steps, placed, name). O(workers)."""
-        chosen = min(workers, key=_live)
-        terms = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
-        return Decision(chosen.id, "fewest-live", terms)
-
-
 class SoonestDone:
     """To the worker where the step is predicted to be done soonest; of those alike to its workflow's, else to the one
-    with the fewest live sessions.
+    with the fewest workflows that are likely to call again, then the fewest live sessions, running steps and steps
+    placed so far. A restarted worker has none of any, so that the next new workflows go to it.
 
     The terms, in seconds: what must be prefilled before it (`queue`), its own prompt less what it shares with others
     there (`prefill`), and its share of the waits where all that live there do not fit (`pressure`): what exceeds the
@@ -54,7 +41,7 @@ class SoonestDone:
     """
 
     def __init__(self, gate: Gate, sizes: Sizes) -> None:
-        self._gate, self._sizes, self._fewest = gate, sizes, FewestLive()
+        self._gate, self._sizes = gate, sizes
 
     def place(self, step: Step, workers: Sequence[Worker]) -> Decision:
         """Return the worker and the seconds that decided. O(workers)."""
@@ -72,14 +59,19 @@ class SoonestDone:
         alike = [worker for worker in workers if sum(terms[worker.id]) <= most]
         if home is not None and home in alike:
             return Decision(home.id, "with-workflow", _told(terms[home.id]))
-        chosen = self._fewest.place(step, alike)
+        chosen = min(alike, key=self._live)
         if len(alike) == len(workers):
-            return chosen
-        return Decision(chosen.worker, "soonest-done", _told(terms[chosen.worker]))
+            told = {"live_sessions": float(len(chosen.sessions)), "running_steps": float(len(chosen.running))}
+            return Decision(chosen.id, "fewest-live", told)
+        return Decision(chosen.id, "soonest-done", _told(terms[chosen.id]))
+
+    def _live(self, worker: Worker) -> tuple[int, int, int, int, str]:
+        present = min(self._gate.book(worker).present, worker.sessions.workflows)
+        return present, len(worker.sessions), len(worker.running), worker.placed, worker.id
 
     def _load(self, worker: Worker) -> tuple[float, tuple[int, int, int, int, str]]:
         book = self._gate.book(worker)
-        return book.demand / book.capacity if book.capacity else 0.0, _live(worker)
+        return book.demand / book.capacity if book.capacity else 0.0, self._live(worker)
 
     def _terms(self, worker: Worker, tokens: int, had: int, now: float) -> Terms:
         book = self._gate.book(worker)
@@ -87,10 +79,6 @@ class SoonestDone:
         if capacity and (over := book.demand + tokens - had - capacity) > 0:
             pressure = over / capacity * book.cost
         return book.pending(now), worker.rates.seconds(had, tokens), pressure
-
-
-def _live(worker: Worker) -> tuple[int, int, int, int, str]:
-    return worker.sessions.workflows, len(worker.sessions), len(worker.running), worker.placed, worker.id
 
 
 def _home(step: Step, workers: Sequence[Worker]) -> Worker | None:

@@ -75,7 +75,7 @@ class Scheduler:
             ResidencyChanged: self._residency_changed,
             WorkflowFinished: self._workflow_finished,
             Tick: self._tick,
-            AdviceDue: lambda event, now: [*self.keeping.told(now)],
+            AdviceDue: self._advise,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -345,6 +345,10 @@ class Scheduler:
                 session.ended = True
                 self._forget(session)
         return []
+
+    def _advise(self, event: AdviceDue, now: float) -> list[Action]:
+        self.gate.faded(now)
+        return [*self.keeping.told(now)]
 
     def _tick(self, event: Tick, now: float) -> list[Action]:
         self._lapse(now)

@@ -45,6 +45,15 @@ def test_dead_then_unknown_then_unleased_by_index_then_leased_by_index() -> None
     assert classes == [DEAD, UNKNOWN, KNOWN, KNOWN, LEASED, LEASED]
 
 
+def test_a_session_that_has_just_stopped_is_not_taken_for_one_that_has_idled_since_its_stop_before() -> None:
+    policy = Retention()
+    for owner in ("long idle", "just stopped"):
+        policy.told(owner, Hint(since=0, gap=TOOL, leased=True), 0)
+    policy.started("just stopped", 5)
+    policy.finished("just stopped", 100, 40)
+    assert order_of(policy, 40, "just stopped", "long idle") == ["long idle", "just stopped"]
+
+
 def test_the_index_is_weighed_by_what_a_token_costs() -> None:
     policy = Retention()
     policy.told("dear", Hint(since=0, gap=Steady(1), seconds_per_token=3e-3), 0)

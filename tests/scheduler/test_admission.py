@@ -122,15 +122,14 @@ def test_a_workflow_with_a_lease_is_not_held_for_its_own_growth_nor_for_its_othe
 
 def test_idle_leases_are_revoked_for_who_waits_the_longest_idle_first() -> None:
     play = Play()
-    for session in "aaaaaaaabbbbbbbb":  # both come back as a rule
+    for session in "abababababababab":  # both come back as a rule, after ten seconds
         play.turn(session, 4500)
-    play.wait(30)
+        play.wait(5)
+    play.wait(12)
     play.turn("b", 4500)
-    play.wait(1)
-    step = play.call("c", 5000)
-    play.wait(60)
-    assert step in play.sent
     book = play.scheduler.gate.books["w0"]
+    assert book.room < 5500
+    assert play.call("c", 5500) in play.sent
     leased = {account.workflow.id for account in book.accounts.values() if account.leased}
     assert leased == {"b", "c"}
 
@@ -211,6 +210,38 @@ def test_a_workflow_that_never_returns_fades_without_a_word_from_its_client() ->
     play.wait(600)
     assert book.claimed < before / 2
     assert play.call("b", 6000) in play.sent
+
+
+def test_a_run_that_ends_without_a_word_counts_for_little_once_its_usual_gap_has_passed() -> None:
+    play = Play()
+    for number in range(20):  # four steps each, a second apart; nobody has been quiet for long enough to be given up
+        for _ in range(4):
+            play.turn(f"old{number}", 50)
+            play.wait(1)
+    for _ in range(2):
+        play.wait(1)
+        play.turn("a", 9000)
+    book = play.scheduler.gate.books["w0"]
+    account = next(one for one in book.accounts.values() if one.workflow.id == "a")
+    before = account.claim
+    assert before > 4500
+    play.wait(5)
+    assert account.claim < before / 4
+
+
+def test_new_runs_go_to_the_worker_whose_runs_are_over() -> None:
+    play = Play(workers=2)
+    for _ in range(8):
+        for session in ("a", "b"):
+            play.turn(session, 50)
+        play.wait(1)
+    homes = {session: play.scheduler.graph.workflows["t", session].sessions[session] for session in "ab"}
+    seats = {session: next(iter(one.seats.values()))[0] for session, one in homes.items()}
+    assert seats["a"] != seats["b"]
+    play.wait(8)
+    play.turn("a", 50)
+    play.turn("c", 50)
+    assert play.worker(f"s{play.count}") == seats["b"]
 
 
 def test_a_held_step_goes_to_another_worker_with_room() -> None:
