@@ -95,6 +95,11 @@ class Account:
         if (standing := self.left.pop(session, None)) is not None:
             standing[0], standing[1] = standing[0] + 1, standing[1] + 1
 
+    @property
+    def returning(self) -> float:
+        """The share of workflows that come back after such a stop."""
+        return returning(self.stood)
+
     def returns(self, idle: float) -> float:
         """The chance that it makes another call, now that it has been idle for so many seconds.
 
@@ -102,7 +107,7 @@ class Account:
         """
         if self.gap is None:
             return 1.0
-        never = max(self.gap.never, 1.0 - returning(self.stood))
+        never = max(self.gap.never, 1.0 - self.returning)
         waiting = (1.0 - never) * (1.0 - self.gap.spread.below(idle))
         return waiting / (never + waiting) if waiting else 0.0
 
@@ -227,7 +232,7 @@ class Book:
         self.demand += live - account.live
         account.live = live
         self.claimed += claim - account.claim
-        present = busy or (bool(account.contexts) and account.alive >= LIKELY * returning(account.stood))
+        present = busy or (bool(account.contexts) and account.alive >= LIKELY * account.returning)
         self.present += present - account.present
         self.cost += cost - account.cost
         account.claim, account.cost, account.present = claim, cost, present

@@ -20,7 +20,7 @@ from itertools import count
 from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
 from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
-from scheduler.habits import Habits, returning
+from scheduler.habits import Habits
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
@@ -28,7 +28,7 @@ STATED = 2.0  # times that: its deadline
 FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held, how fast it falls with what is wanted
 IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
-LEAST_AHEAD = 0.05  # seconds of it that never matter
+LEAST_AHEAD = 0.2  # seconds of it that never matter: a busy front hears of a first token late
 GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 0.1, 1.5  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
@@ -156,7 +156,7 @@ class Gate:
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)
             account.stood = self.habits.stopped(step) if step.usage.prompt else None
-            account.alive, account.worth_until = returning(account.stood), 0.0
+            account.alive, account.worth_until = account.returning, 0.0
             self._look_again(book, account, now)
         book.settle(account)
         self._touched[book.worker.id] = None
@@ -221,6 +221,11 @@ class Gate:
         """Whether the session's workflow has a lease on the worker."""
         account = self.books[worker].of.get(session) if worker in self.books else None
         return account is not None and account.leased
+
+    def returning(self, session: Session, worker: str) -> float:
+        """The share of workflows that come back after the kind of stop at which the session's stands on the worker."""
+        account = self.books[worker].of.get(session) if worker in self.books else None
+        return 1.0 if account is None else account.returning
 
     def changed(self) -> list[tuple[Session, str]]:
         """The idle sessions that got or lost a lease since the last call, and where."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import accumulate
 
 from kvcache.curve import LogCurve
@@ -31,6 +32,14 @@ class Gap:
         self.never = never
         self._areas: Sequence[float] = ()
         self._best = b""
+
+    def unlikely(self, never: float) -> Gap:
+        """The same gap where the chance that there is no next step is at least `never`."""
+        if never <= self.never:
+            return self
+        gap = copy(self)
+        gap.never, gap._areas, gap._best = never, (), b""
+        return gap
 
     def quantile(self, q: float, idle: float = 0.0) -> float:
         """The further wait that a share `q` of the returning does not exceed."""

@@ -185,7 +185,7 @@ class Keeping:
         last = branch.last if branch is not None else None
         if branch is None or last is None or last.finished is None:
             return Hint(now)
-        gap = self._knowledge.gap(branch)
+        gap = self._knowledge.gap(branch).unlikely(1.0 - self._gate.returning(branch.session, worker))
         return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
 
 

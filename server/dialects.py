@@ -21,7 +21,11 @@ MOST_CALLS = 128
 
 
 class Dialect:
-    """Reads one answer. One object per call; `usage`, `stop`, `content`, `answer` and `error` fill as events pass."""
+    """Reads one answer. One object per call; `usage`, `stop`, `content`, `answer` and `error` fill as events pass.
+
+    `prefilled`: the prompt is computed. vLLM's first event says it, which has the role alone; `content`, that there is
+    some to see, may come much later, after tokens that are no text or that a parser holds back.
+    """
 
     anthropic = False
     listens = False
@@ -32,7 +36,7 @@ class Dialect:
         self.drop_usage = drop_usage
         self.usage = Usage()
         self.stop: str | None = None
-        self.content = False
+        self.prefilled = self.content = False
         self.error: str | None = None
         self.response_id: str | None = None
         self._texts: list[str] = []
@@ -110,6 +114,7 @@ class Completions(Dialect):
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         choices = data.get("choices") or []
+        self.prefilled = self.prefilled or bool(choices)
         for choice in choices:
             self.content = self.content or self.has_content(choice)
             self.stop = choice.get("finish_reason") or self.stop
@@ -168,7 +173,7 @@ class Responses(Dialect):
 
     def read_event(self, data: Mapping[str, Any]) -> bool:
         kind = str(data.get("type"))
-        self.content = self.content or kind.endswith(".delta")
+        self.content = self.prefilled = self.content or kind.endswith(".delta")
         if isinstance(response := data.get("response"), dict):
             self.read_whole(response)
         if kind == "error":
@@ -215,6 +220,7 @@ class Messages(Dialect):
     def read_event(self, data: Mapping[str, Any]) -> bool:
         kind = data.get("type")
         block, delta = data.get("content_block") or {}, data.get("delta") or {}
+        self.prefilled = self.prefilled or kind == "message_start"
         self.content = self.content or kind == "content_block_delta" or block.get("type") == "tool_use"
         if block.get("type") == "tool_use":
             self._call(data.get("index"), block.get("id"), block.get("name"), None)

