@@ -11,7 +11,7 @@ from collections.abc import Iterable
 TASK = " ".join(["Find out what lies behind the green door of the old house, in your own words.", *sys.argv[3:]])
 SUBTASK = r"Look at the {} of the house and report everything that you notice there\."
 ANSWER = "[a-z]{2,9}( [a-z]{2,9}){63,79}"
-TOOL_SECONDS = 0.05
+TOOL_SECONDS = 0.15
 
 
 def call(tool: str, **arguments: str) -> str:
