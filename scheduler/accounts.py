@@ -107,9 +107,7 @@ class Account:
         """
         if self.gap is None:
             return 1.0
-        never = max(self.gap.never, 1.0 - self.returning)
-        waiting = (1.0 - never) * (1.0 - self.gap.spread.below(idle))
-        return waiting / (never + waiting) if waiting else 0.0
+        return 1.0 - self.gap.unlikely(1.0 - self.returning).never_after(idle)
 
     def index(self, rates: Rates, now: float) -> float:
         """What keeping its KV while it is idle saves: worker seconds for each second and token."""
@@ -118,7 +116,7 @@ class Account:
         if now >= self.worth_until:
             idle = max(now - self.since, SOONEST)
             chance = self.returns(idle) / max(1.0 - self.gap.never_after(idle), SLIM)
-            self.worth = self.gap.index(idle) * min(1.0, chance) * rates.recompute(self.tokens) / self.tokens
+            self.worth = self.gap.index(idle) * chance * rates.recompute(self.tokens) / self.tokens
             self.worth_until = now + WORTH * idle
         return self.worth
 

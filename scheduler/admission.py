@@ -171,7 +171,7 @@ class Gate:
     def moved(self, session: Session, old: str, new: str) -> None:
         """The session sits at another worker; at another life of the same one what it held is lost already."""
         if old != new:
-            if old in self.books and (account := self.books[old].of.get(session)) is not None:
+            if (account := self._account(session, old)) is not None:
                 account.back(session)
             self.gone(session, old)
 
@@ -219,12 +219,12 @@ class Gate:
 
     def leased(self, session: Session, worker: str) -> bool:
         """Whether the session's workflow has a lease on the worker."""
-        account = self.books[worker].of.get(session) if worker in self.books else None
+        account = self._account(session, worker)
         return account is not None and account.leased
 
     def returning(self, session: Session, worker: str) -> float:
         """The share of workflows that come back after the kind of stop at which the session's stands on the worker."""
-        account = self.books[worker].of.get(session) if worker in self.books else None
+        account = self._account(session, worker)
         return 1.0 if account is None else account.returning
 
     def changed(self) -> list[tuple[Session, str]]:
@@ -263,6 +263,9 @@ class Gate:
             self._leased[account] = book
         if book.capacity and book.room < 0:
             self._revoke(book, self._victims(book, now), 0)
+
+    def _account(self, session: Session, worker: str) -> Account | None:
+        return self.books[worker].of.get(session) if worker in self.books else None
 
     def _own(self, book: Book, account: Account, step: Step, tokens: int) -> int:
         """What a session of so many tokens will count for itself."""
@@ -350,12 +353,11 @@ class Gate:
         victims = self._victims(book, now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
         limit = INFINITY if late else price / book.capacity
-        idle, back = not book.worker.running, self._back(book, victims)
-        freed, cost = 0, 0.0
+        idle, freed, cost = not book.worker.running, 0, 0.0
+        back = self._back(book, victims) if idle else 0.0
         for number, (index, victim) in enumerate(victims, 1):
             freed, cost = freed + victim.claim, cost + victim.cost
-            idles = idle and cost * back < IDLE
-            if index >= limit and not idles:
+            if index >= limit and not (idle and cost * back < IDLE):
                 break
             if need <= room + freed:
                 self._revoke(book, victims[:number], need)
@@ -374,10 +376,8 @@ class Gate:
 
     def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:
         """The idle workflows with a lease, those first whose KV is worth least."""
-        found = [
-            (0.0 if one.flex else one.index(book.worker.rates, now), number, one)
-            for number, one in enumerate(book.idle)
-        ]
+        rates = book.worker.rates
+        found = [(0.0 if one.flex else one.index(rates, now), number, one) for number, one in enumerate(book.idle)]
         return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
 
     def _back(self, book: Book, victims: list[tuple[float, Account]]) -> float:
