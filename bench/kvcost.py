@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import write_json
+from bench.comparison import paired
 from bench.machine import origin
 
 BLOCK = 32
@@ -132,44 +133,24 @@ def throughput(hints: float, reps: int) -> dict[str, Any]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 seconds[name].append(pool.apply(_played, variants[name]))
             print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
-    ratios = {
-        name: [mine / stock for mine, stock in zip(seconds[name], seconds["stock"], strict=True)] for name in seconds
-    }
+    ratios = {name: paired(list(zip(seconds[name], seconds["stock"], strict=True))) for name in seconds}
     return {
-        name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(statistics.mean(ratios[name]), 4),
-               "interval": _interval(ratios[name])}
-        for name in seconds
+        name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(over.mean, 4),
+               "interval": [over.low, over.high]}
+        for name, over in ratios.items() if over is not None
     }  # fmt: skip
-
-
-def _interval(ratios: list[float]) -> list[float]:
-    """95 % of the mean, by Student's t."""
-    from bench.comparison import student
-
-    if len(ratios) < 2:
-        return []
-    half = student(len(ratios) - 1) * statistics.stdev(ratios) / len(ratios) ** 0.5
-    return [round(statistics.mean(ratios) - half, 4), round(statistics.mean(ratios) + half, 4)]
 
 
 def _played(plugin: bool, hints: float) -> float:
     """Seconds for the calls on an engine in this process; twice, the first time to warm up."""
-    from bench.sequence.engine import prepare
+    from bench.sequence.engine import local, prepare
 
     prepare()
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
 
-    from server import embedded
-    from server.config import Settings
-
-    flags: dict[str, Any] = {}
-    if plugin:
-        flags = {"scheduler_cls": "kvcache.plugin.engine.WeftScheduler", "scheduling_policy": "priority"}
-    model = embedded.ensure(Settings.model_fields["home"].default)
-    engine = LLM(
-        model=str(model), dtype="bfloat16", enforce_eager=True, max_model_len=PROMPT + OUTPUT + BLOCK,
-        block_size=BLOCK, num_gpu_blocks_override=513, max_num_seqs=8, max_num_batched_tokens=1024, **flags,
-    ).llm_engine  # fmt: skip
+    engine = local(
+        "retention" if plugin else None, 512, dtype="bfloat16", max_model_len=PROMPT + OUTPUT + BLOCK, max_num_seqs=8
+    )  # fmt: skip
     core: Any = engine.engine_core.engine_core.scheduler
     params = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True)
     rng, told, spent = random.Random(3), 0, 0.0

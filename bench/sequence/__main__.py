@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import random
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.cells import Cell, write_json
+from bench.comparison import paired
 from bench.machine import origin
 from bench.sequence.engine import BLOCK, POLICIES, Figures, Setting, play
 from bench.sequence.offline import belady, unlimited
@@ -37,7 +39,8 @@ class Row:
     """One mode at one place. Tokens; `recomputed` over that of the first mode; `same` outputs as that generated.
 
     Of calls with the same prompt and another output, `tie` is how far the likeliest token was ahead of the next one, as
-    logarithms, where they first differed: the most of all such calls. 0: there are none.
+    logarithms, where they first differed: the most of all such calls. 0: there are none. `took` is what all calls took
+    on the engine, in seconds, at each play.
     """
 
     room: float
@@ -50,7 +53,7 @@ class Row:
     ratio: float
     same: int
     tie: float
-    seconds: float
+    took: list[float]
 
 
 def apart(setting: Setting) -> tuple[Figures, int]:
@@ -59,10 +62,11 @@ def apart(setting: Setting) -> tuple[Figures, int]:
         return pool.apply(play, (setting,))
 
 
-def rows(settings: list[Setting], calls: dict[str, list[list[int]]]) -> list[Row]:
+def rows(settings: list[Setting], calls: dict[str, list[list[int]]], reps: int = 1) -> list[Row]:
     """All modes of one place, the first as what the others are compared with, and what could be had offline.
 
-    `calls` gets the tokens of each call of each mode: prompt, found on the device, in the host tier.
+    `calls` gets the tokens of each call of each mode: prompt, found on the device, in the host tier. Played `reps`
+    times, in turns: counts and outputs are the same each time, seconds are not.
     """
     made: list[Row] = []
     first: Figures | None = None
@@ -74,6 +78,9 @@ def rows(settings: list[Setting], calls: dict[str, list[list[int]]]) -> list[Row
         same = sum(figures.answers[name].tokens == one.tokens for name, one in first.answers.items())
         made.append(_row(setting, setting.mode, figures, first, same, tie(first, figures)))
         print(made[-1], file=sys.stderr, flush=True)
+    for rep in range(1, reps):
+        for place in random.Random(rep).sample(range(len(settings)), len(settings)):
+            made[place].took.append(apart(settings[place])[0].seconds)
     assert first is not None
     at = settings[0]
     for name, found in (
@@ -95,25 +102,38 @@ def tie(one: Figures, other: Figures) -> float:
 
 
 def _row(at: Setting, mode: str, figures: Figures, first: Figures, same: int, tied: float) -> Row:
-    found, prompt, seconds = figures.device + figures.host, figures.prompt, figures.seconds
+    found, prompt = figures.device + figures.host, figures.prompt
     ratio = round((prompt - found) / first.recomputed, 4)
+    took = [figures.seconds] if figures.seconds else []
     return Row(
-        at.room, at.tier, mode, prompt, figures.device, figures.host, prompt - found, ratio, same, tied,
-        round(seconds, 1),
+        at.room, at.tier, mode, prompt, figures.device, figures.host, prompt - found, ratio, same, tied, took
     )  # fmt: skip
 
 
 def table(made: list[Row], calls: int) -> str:
     """As Markdown."""
     names = ("room", "tier", "mode", "device hits", "host hits", "recomputed tokens", "over the first", "same outputs",
-             "near tie")  # fmt: skip
+             "near tie", "seconds", "over the first")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    lines += [
-        f"| {r.room:g} | {r.tier:g} | `{r.mode}` | {r.device / r.prompt:.1%} | {r.host / r.prompt:.1%} | "
-        f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} | {r.tie:.2g} |"
-        for r in made
-    ]
+    first = made[0]
+    for r in made:
+        if (r.room, r.tier) != (first.room, first.tier):
+            first = r
+        lines.append(
+            f"| {r.room:g} | {r.tier:g} | `{r.mode}` | {r.device / r.prompt:.1%} | {r.host / r.prompt:.1%} | "
+            f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} | {r.tie:.2g} | {_seconds(r, first)} |"
+        )
     return "\n".join(lines)
+
+
+def _seconds(row: Row, first: Row) -> str:
+    """What the calls took, and that over the first mode's, with its 95 % interval."""
+    if not row.took:
+        return "- | -"
+    over = paired(list(zip(row.took, first.took, strict=True)))
+    assert over is not None
+    interval = f" [{over.low:.3f}..{over.high:.3f}]" if over.low is not None else ""
+    return f"{sum(row.took) / len(row.took):.1f} | {over.mean:.3f}{interval}"
 
 
 def main() -> None:
@@ -126,7 +146,8 @@ def main() -> None:
     made: list[Row] = []
     calls: dict[str, list[list[int]]] = {}
     for room, tier in itertools.product(args.room, args.tier):
-        made += rows([Setting(mode, cell, args.trace, args.runs, args.live, room, tier) for mode in args.modes], calls)
+        settings = [Setting(mode, cell, args.trace, args.runs, args.live, room, tier) for mode in args.modes]
+        made += rows(settings, calls, args.reps)
     told = table(made, len(next(iter(calls.values()))))
     print(told)
     if args.out:
@@ -148,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tier", type=_numbers, default=[0.0])
     parser.add_argument("--modes", type=lambda text: _known(text.split(",")), default=list(MODES))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reps", type=int, default=1, help="plays of each, for their seconds")
     parser.add_argument("--out", type=Path)
     return parser
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import runners
 from bench.cells import Cell
+from bench.rivals.engines import stock_tier_args
 from bench.sequence.calls import Tokens, order
 from bench.sequence.core import LYING, NAMED, STALE, Brain, Clock
 from bench.simulation.profile import CPU
@@ -54,7 +55,10 @@ class Answered:
 
 @dataclass(slots=True)
 class Figures:
-    """Tokens; `asked` are the blocks that each call asked for and left; `answers` go by run and number of the call."""
+    """Tokens; `seconds` that the calls took, one after the other, without what passes between them.
+
+    `asked` are the blocks that each call asked for and left; `answers` go by run and number of the call.
+    """
 
     prompt: int = 0
     device: int = 0
@@ -90,7 +94,7 @@ def play(setting: Setting) -> tuple[Figures, int]:
         brain = Brain(core, setting.mode, clock, int(setting.tier * blocks * BLOCK))
     figures, tokens = Figures(), Tokens(engine.model_config.get_vocab_size())
     left: dict[str, int] = {}
-    began, calls = time.perf_counter(), order(workload, setting.live, setting.runs)
+    calls = order(workload, setting.live, setting.runs)
     try:
         due, run, call = next(calls)
         while True:
@@ -101,7 +105,7 @@ def play(setting: Setting) -> tuple[Figures, int]:
                 brain.ended(run)
             due, run, call = calls.send(clock.now)
     except StopIteration:
-        figures.seconds = time.perf_counter() - began
+        pass
     return figures, blocks
 
 
@@ -115,12 +119,14 @@ def _call(
     prompt = tokens.prompt(call.prompt)
     owner = brain.arrived(name, run, call) if brain is not None else None
     params = SamplingParams(max_tokens=call.output, temperature=0, ignore_eos=True, logprobs=2)
+    began = time.perf_counter()
     engine.add_request(name, {"prompt_token_ids": prompt}, params, session_id=owner)
     (asked,) = core.requests.values()  # vLLM gives it an id of its own
     keys, stats = asked.block_hashes, asked.prefill_stats
     answers: list[Any] = []
     while engine.has_unfinished_requests():
         answers += engine.step()
+    figures.seconds += time.perf_counter() - began
     last = answers[-1]
     generated = list(last.outputs[0].token_ids)
     device, host = stats.num_local_cached_tokens, stats.num_external_cached_tokens
@@ -150,28 +156,36 @@ def _ahead(likely: Any) -> float:
 
 def started(setting: Setting, workload: Workload, clock: Clock) -> tuple[Any, int]:
     """An engine in this process, and its blocks."""
+    blocks, most = room(setting, workload)
+    gib = setting.tier * blocks * BLOCK * 2 * CPU.kv_bytes / GIB  # CPU.kv_bytes are of bfloat16
+    ours: dict[str, Any] = {"scheduler_cls": clocked(clock)} if setting.mode in POLICIES else {}
+    engine = local(
+        POLICIES.get(setting.mode), blocks, gib, dtype="float32", max_model_len=most, max_num_seqs=4, **ours
+    )  # fmt: skip
+    return engine, blocks
+
+
+def local(policy: str | None, blocks: int, gib: float = 0.0, link_gbps: float = 0.0, **flags: Any) -> Any:
+    """An engine of the embedded model in this process: our plug-in with an eviction policy, or None: stock vLLM.
+
+    `blocks` of KV and `gib` of host tier behind such a link, 0: as fast as it copies. `flags` are more of vLLM's.
+    """
     from vllm import LLM
 
-    model = embedded.ensure(Settings.model_fields["home"].default)
-    blocks, most = room(setting, workload)
-    flags: dict[str, Any] = {}
-    gib = setting.tier * blocks * BLOCK * 2 * CPU.kv_bytes / GIB  # CPU.kv_bytes are of bfloat16
-    if setting.mode in POLICIES:
-        args = plugin_args((), gib)
-        flags = {"scheduler_cls": clocked(clock), "scheduling_policy": "priority"}
-        flags["additional_config"] = {"weft_policy": POLICIES[setting.mode]}
-        if gib:
-            flags["kv_transfer_config"] = json.loads(args[args.index("--kv-transfer-config") + 1])
+    args: list[str] = []
+    given: dict[str, Any] = {}
+    if policy is not None:
+        args = [*plugin_args((), gib, link_gbps)]
+        given = {"scheduler_cls": "kvcache.plugin.engine.WeftScheduler", "scheduling_policy": "priority"}
+        given["additional_config"] = {"weft_policy": policy}
     elif gib:
-        from bench.rivals.engines import stock_tier_args
-
-        flags["kv_transfer_config"] = json.loads(stock_tier_args(gib, 0.0)[1])
-    engine = LLM(
-        model=str(model), dtype="float32", enforce_eager=True, max_model_len=most, block_size=BLOCK,
-        num_gpu_blocks_override=blocks + 1, max_num_seqs=4, max_num_batched_tokens=1024, disable_log_stats=True,
-        **flags,
+        args = stock_tier_args(gib, link_gbps)
+    if gib:
+        given["kv_transfer_config"] = json.loads(args[args.index("--kv-transfer-config") + 1])
+    return LLM(
+        model=str(embedded.ensure(Settings.model_fields["home"].default)), enforce_eager=True, block_size=BLOCK,
+        num_gpu_blocks_override=blocks + 1, max_num_batched_tokens=1024, disable_log_stats=True, **(given | flags),
     ).llm_engine  # fmt: skip
-    return engine, blocks
 
 
 def room(setting: Setting, workload: Workload) -> tuple[int, int]:
