@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-    from kvcache.plugin.free_queue import OwnerQueue
-
 logger = init_logger("vllm.weft")
 
 
@@ -49,6 +47,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         self._waiting: set[str] = set()
         self._flush: set[int] = set()
         self._skipped = 0
+        self._clock: Callable[[], float] = time.monotonic
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._always = bool(extra.get("always_restore", False))
         self._most = vllm_config.scheduler_config.max_num_batched_tokens
@@ -56,8 +55,11 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         offloading = build_offloading_config(vllm_config, kv_cache_config)
         self._rates = Rates(offloading.groups[0].tokens_per_block, max(1, offloading.worker_kv_bytes_per_block))
 
-    def attach(self, keeper: Keeper, queue: OwnerQueue) -> dict[str, Any]:
-        """Rank the host's chunks with the device's blocks; what this connector can do from now on."""
+    def attach(self, keeper: Keeper, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+        """Rank the host's chunks with the device's blocks; what this connector can do from now on.
+
+        `clock` is that of all events of owners. What copies and steps take is measured by a clock of its own.
+        """
         vllm, pool = self.scheduler, self._kv_cache_manager.block_pool
         manager, groups = vllm.manager, vllm.config.kv_group_configs
         if not isinstance(manager, HostManager):
@@ -68,7 +70,8 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             return {"host_tier": chunks * group.tokens_per_chunk, "prefetch": False}
         margin = min(cdiv(self._most, keeper.block), pool.num_gpu_blocks // 2)
         joint = Joint(keeper, _Contents(pool, keeper, manager), margin, min(margin, pool.num_gpu_blocks // 16))
-        manager.policy.attach(keeper, joint, self._request)
+        manager.policy.attach(keeper, joint, self._request, clock)
+        self._clock = clock
         self._saves = Saves(vllm, pool, joint)
         self._prefetches = Prefetches(vllm, pool, keeper, joint, lambda: len(self._waiting), lambda: self._rates.blocks)
         logger.info("Weft keeps %d tokens of KV on the host", chunks * keeper.block)
@@ -83,7 +86,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
 
     def prefetch(self, owner: str, within: float) -> bool:
         """Have an owner's KV on the device in so many seconds. False where the host has nothing that is missing."""
-        return bool(self._safely(lambda prefetches: prefetches.wish(owner, within, time.monotonic())))
+        return bool(self._safely(lambda prefetches: prefetches.wish(owner, within, self._clock())))
 
     def settle(self) -> None:
         """Hold no device block, as before the prefix cache is reset: prefetches end, and what they fetched is lost."""
@@ -140,7 +143,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             self._safely(lambda prefetches: prefetches.count(blocks.blocks[0]))
             if num_external_tokens:
                 blocks = cdiv(num_external_tokens, self._rates.block)
-                most, now = self._kv_cache_manager.block_pool.num_gpu_blocks // 2, time.monotonic()
+                most, now = self._kv_cache_manager.block_pool.num_gpu_blocks // 2, self._clock()
                 self.scheduler.manager.policy.safely(lambda joint: joint.restored(blocks, most, now))
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
@@ -155,19 +158,21 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:
         """What the workers are to copy with this step."""
-        now = time.monotonic()
-        saves, loads = self._start(now)
+        saves, loads = self._start(self._clock())
         meta = super().build_connector_meta(scheduler_output)
         meta.load_jobs = {**meta.load_jobs, **loads}
         meta.store_jobs = {**meta.store_jobs, **saves}
         meta.jobs_to_flush = {*(meta.jobs_to_flush or ()), *self._flush}
         self._flush = set()
-        self._rates.began(scheduler_output.total_num_scheduled_tokens, now)
+        self._rates.began(scheduler_output, scheduler_output.total_num_scheduled_tokens, time.monotonic())
         return meta
+
+    def stepped(self, scheduler_output: SchedulerOutput) -> None:
+        """A step has ended, also one of which the workers had nothing to say."""
+        self._rates.ended(scheduler_output, time.monotonic())
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """What the workers have copied."""
-        self._rates.ended(time.monotonic())
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, OffloadingWorkerMetadata):
             loads = meta.transfer_stats.load

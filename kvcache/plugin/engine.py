@@ -96,6 +96,12 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
             self._safely(self._admitted, output)
         return output
 
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Take over what a step has computed."""
+        found = super().update_from_output(scheduler_output, model_runner_output)
+        self._safely(self._stepped, scheduler_output)
+        return found
+
     def _update_after_schedule(self, *args: Any, **kwargs: Any) -> None:
         self._base._update_after_schedule(self, *args, **kwargs)
 
@@ -147,6 +153,10 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
             blocks = sum(map(len, self.kv_cache_manager.coordinator.get_blocks(request.request_id)))
             found.append((request, tokens, blocks - tokens // self.block_size))
         steps.admitted(found, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(), self.clock())
+
+    def _stepped(self, steps: Steps, output: Any) -> None:
+        if self._connected is not None:
+            self._connected.stepped(output)
 
     def _freeing(self, steps: Steps, request: Request) -> None:
         groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
@@ -215,7 +225,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         if queue is None or not hasattr(self.connector, "attach"):
             return None
         try:
-            self.abilities |= self.connector.attach(keeper, queue)
+            self.abilities |= self.connector.attach(keeper, self.clock)
         except Exception as why:
             self._lacks("host_tier", reason(why))
             return None

@@ -50,7 +50,7 @@ class Rates:
     def __init__(self, block: int, size: int) -> None:
         self.block, self._size = block, size
         self._link, self._prefill = _Rate(), _Rate()
-        self._steps: deque[tuple[int, float]] = deque(maxlen=LONGEST_QUEUE)
+        self._steps: deque[tuple[object, int, float]] = deque(maxlen=LONGEST_QUEUE)
         self._ended = 0.0
         self._left_out = 0
         self._let_through = ""
@@ -88,14 +88,16 @@ class Rates:
         if size >= LEAST and seconds > 0:
             self._link.add(size, seconds)
 
-    def began(self, tokens: int, now: float) -> None:
+    def began(self, step: object, tokens: int, now: float) -> None:
         """A step was made up that computes so many tokens."""
-        self._steps.append((tokens, now))
+        self._steps.append((step, tokens, now))
 
-    def ended(self, now: float) -> None:
-        """The first of the steps begun has ended: it ran since it was made up, or since the one before it ended."""
-        if self._steps:
-            tokens, began = self._steps.popleft()
-            if tokens >= FEWEST:
-                self._prefill.add(tokens, max(now - max(began, self._ended), 1e-6))
+    def ended(self, step: object, now: float) -> None:
+        """A step has ended: it ran since it was made up, or since the one before it ended. Steps end in their order."""
+        while self._steps:
+            first, tokens, began = self._steps.popleft()
+            if first is step:
+                if tokens >= FEWEST:
+                    self._prefill.add(tokens, max(now - max(began, self._ended), 1e-6))
+                break
         self._ended = now

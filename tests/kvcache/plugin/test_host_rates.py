@@ -9,8 +9,8 @@ def rates(blocks: float, tokens: float) -> Rates:
     """So many blocks of 32 tokens loaded a second, and so many tokens computed."""
     found = Rates(block=32, size=LEAST)
     found.loaded(LEAST, 1 / blocks)
-    found.began(640, 10.0)
-    found.ended(10.0 + 640 / tokens)
+    found.began("step", 640, 10.0)
+    found.ended("step", 10.0 + 640 / tokens)
     return found
 
 
@@ -21,27 +21,39 @@ def test_what_is_computed_sooner_than_loaded_is_computed() -> None:
 
 def test_nothing_is_said_before_both_were_measured() -> None:
     found = Rates(block=32, size=LEAST)
-    found.began(640, 0.0)
-    found.ended(0.001)
+    found.began("step", 640, 0.0)
+    found.ended("step", 0.001)
     assert found.blocks is None
     assert not found.recomputes
 
 
 def test_a_step_made_up_while_another_runs_counts_from_that_ones_end() -> None:
     found = Rates(block=32, size=LEAST)
-    for began in (0.0, 0.1):
-        found.began(100, began)
-    found.ended(1.0)
-    found.ended(2.0)
+    for step, began in (("one", 0.0), ("two", 0.1)):
+        found.began(step, 100, began)
+    found.ended("one", 1.0)
+    found.ended("two", 2.0)
     assert found.tokens is not None
     assert abs(found.tokens - 100) < 1e-6
 
 
 def test_steps_that_decode_say_nothing_of_prefill() -> None:
     found = Rates(block=32, size=LEAST)
-    found.began(3, 0.0)
-    found.ended(1.0)
+    found.began("step", 3, 0.0)
+    found.ended("step", 1.0)
     assert found.tokens is None
+
+
+def test_steps_of_which_no_end_is_told_shift_no_others() -> None:
+    found = Rates(block=32, size=LEAST)
+    for number in range(40):  # an idle engine that waits for a restore
+        found.began(number, 0, number / 1000)
+    found.began("prefill", 400, 1.0)
+    found.began("decode", 1, 1.01)
+    found.ended("prefill", 1.1)
+    found.ended("decode", 1.101)
+    assert found.tokens is not None
+    assert abs(found.tokens - 4000) < 1e-6
 
 
 def test_the_latest_transfers_count_most() -> None:
