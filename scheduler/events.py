@@ -110,10 +110,13 @@ class WorkerDown:
 
 @dataclass(frozen=True, slots=True)
 class ResidencyChanged:
-    """The worker's engine reports tokens on device and host: of owners for which they changed, or `full` of all."""
+    """The worker's engine reports tokens on device and host: of owners for which they changed, or `full` of all.
+
+    `owners` None: it reports no more.
+    """
 
     worker: str
-    owners: Mapping[str, Sequence[int]]
+    owners: Mapping[str, Sequence[int]] | None
     full: bool = False
 
 

@@ -29,8 +29,12 @@ class Residency:
         """What lies on the device and on the host."""
         return self._tokens.get(owner, (0, 0))
 
-    def reported(self, owners: Mapping[str, Sequence[int]], full: bool) -> None:
-        """The engine says what has changed, or with `full` all that there is."""
+    def reported(self, owners: Mapping[str, Sequence[int]] | None, full: bool) -> None:
+        """The engine says what has changed, or with `full` all that there is. None: nothing any more; what it said
+        last is what is guessed from now on."""
+        if owners is None:
+            self.reports = False
+            return
         if full or not self.reports:
             self.clear()
         self.reports = True

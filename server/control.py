@@ -70,6 +70,7 @@ class _Line:
 
     def __init__(self, control: Control, core: Core, client: aiohttp.ClientSession, worker: str) -> None:
         self._control, self._core, self._client, self._worker = control, core, client, worker
+        self._pressing: OrderedDict[tuple[type, str], Advice] = OrderedDict()  # comes too late if it waits
         self._pending: OrderedDict[tuple[type, str], Advice] = OrderedDict()
         self._urgent = asyncio.Event()
         self._numbers = count()
@@ -83,30 +84,36 @@ class _Line:
             self._pending.pop((Retain, advice.owner), None)
         elif isinstance(advice, Retain):
             self._pending.pop((Release, advice.owner), None)
+        pending = self._pressing if isinstance(advice, Prefetch | Reprioritise) else self._pending
         key = type(advice), advice.owner
-        self._pending.pop(key, None)
-        self._pending[key] = advice
-        if isinstance(advice, Prefetch | Reprioritise):
+        pending.pop(key, None)
+        pending[key] = advice
+        if pending is self._pressing:
             self._urgent.set()
-        if len(self._pending) <= MOST_PENDING:
+        if self._waiting <= MOST_PENDING:
             return 0
-        self._pending.popitem(last=False)
+        (self._pending or self._pressing).popitem(last=False)
         return 1
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._pressing) + len(self._pending)
 
     async def run(self) -> None:
         """Send what there is, again and again."""
         while True:
-            if len(self._pending) < MOST_AT_ONCE:
+            if self._waiting < MOST_AT_ONCE:
                 await self._pause()
             endpoint = self._core.endpoints.get(self._worker)
             if endpoint is None or not endpoint.advised:
+                self._pressing.clear()
                 self._pending.clear()
                 self._seen = -1  # the core has forgotten what it held
                 await asyncio.sleep(PERIOD_SECONDS)
                 continue
             if endpoint.incarnation != self._incarnation:
                 self._incarnation, self._seen = endpoint.incarnation, -1
-            if self._pending or self._due():
+            if self._waiting or self._due():
                 try:
                     await self._talk(endpoint)
                 except Exception as error:  # whatever it was, the next message must be sent
@@ -125,7 +132,8 @@ class _Line:
         return self._core.now() - self._asked >= pause
 
     async def _talk(self, endpoint: Endpoint) -> None:
-        batch = [self._pending.popitem(last=False)[1] for _ in range(min(MOST_AT_ONCE, len(self._pending)))]
+        most = min(MOST_AT_ONCE, self._waiting)
+        batch = [(self._pressing or self._pending).popitem(last=False)[1] for _ in range(most)]
         now = self._asked = self._core.now()
         number = next(self._numbers)
         message: dict[str, Any] = {
@@ -144,7 +152,10 @@ class _Line:
         for status, number in answer.get("counts", {}).items():
             counts[self._worker, status] += number
         self._control.gauges[self._worker] = answer.get("gauges", {})
-        self._learn(answer.get("residency"))
+        told = answer.get("residency")
+        if told is None and "residency" in message:
+            self._core.tell(ResidencyChanged(self._worker, None))  # our part of the engine is off
+        self._learn(told)
 
     async def _send(self, endpoint: Endpoint, message: dict[str, Any]) -> dict[str, Any] | None:
         try:

@@ -8,7 +8,7 @@ number of the last answer that the asker has or -1, it asks for the residency, t
      "residency": {"number": N + 1, "full": whether it is all, "owners": {owner: [tokens on device, on host]}},
      "gauges": {name: number}}
 
-Where `seen` is not the last number given out, the residency is all of it, else what has changed; [0, 0] is gone.
+An engine that keeps no owners leaves the residency out. Where `seen` is not the last number given out, the residency is all of it, else what has changed; [0, 0] is gone.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ Message = dict[str, Any]
 
 
 def stock(message: object) -> Message:
-    """What an engine answers that keeps no owners."""
+    """What an engine answers that keeps no owners: it does not know where their KV lies."""
     actions = message.get("actions") if isinstance(message, dict) else None
     counts = dict.fromkeys((ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED), 0)
     counts[UNSUPPORTED] = len(actions) if isinstance(actions, list) else 0
-    said: Message = {"counts": counts, "answers": [], "gauges": {}}
-    if isinstance(message, dict) and "residency" in message:
-        said["residency"] = {"number": 0, "full": True, "owners": {}}
-    return said
+    return {"counts": counts, "answers": [], "gauges": {}}
 
 
 class Control:

@@ -12,7 +12,7 @@ import pytest
 from kvcache.hints import Hints
 from kvcache.keeper import Keeper
 from kvcache.ledger import DEVICE
-from kvcache.plugin.control import Control
+from kvcache.plugin.control import Control, stock
 from kvcache.policy import Hint
 from kvcache.retention import Retention
 from scheduler.actions import Prefetch, Reprioritise, Retain
@@ -33,7 +33,7 @@ class Plugin:
         hints = Hints(self.keeper, prefetch=lambda owner, within: not self.fetched.append(owner))
         self.control = Control(self.keeper, hints, lambda: {"guard_weight": 1.0, "evicted_dead_total": 3.0})
         self.messages: list[dict[str, Any]] = []
-        self.down = False
+        self.down = self.off = False
 
     def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
         if message.get("ask") == "abilities":
@@ -41,6 +41,8 @@ class Plugin:
         if self.down:
             raise RuntimeError("the engine is busy")
         self.messages.append(message)
+        if self.off:
+            return stock(message)
         return self.control.answer(message, time.monotonic())
 
     @property
@@ -163,6 +165,30 @@ async def test_what_is_urgent_does_not_wait_and_the_newest_word_counts(
     await until(lambda: plugin.fetched)
     types = [(action["action_type"], action["payload"].get("priority")) for action in plugin.actions]
     assert types == [("weft.priority", 1), ("kv.prefetch", None)]
+
+
+async def test_a_fetch_is_told_before_all_that_can_wait(start: Start) -> None:
+    plugin = Plugin(prefetch=True, host_tier=4096)
+    weft = await start(FakeWorker(plugin=plugin))
+    await until(lambda: plugin.messages)
+    for number in range(300):
+        weft.core.advisors[0](Retain("w0", f"b{number}", Hint(0.0)))
+    weft.core.advisors[0](Prefetch("w0", "b299", 5.0))
+    await until(lambda: len(plugin.actions) > 300)
+    assert plugin.actions[0]["action_type"] == "kv.prefetch"
+
+
+async def test_where_our_part_of_an_engine_fails_what_it_held_is_guessed_from_then_on(start: Start) -> None:
+    plugin = Plugin()
+    plugin.holds("b1", 4)
+    weft = await start(FakeWorker(plugin=plugin))
+    residency = weft.core.scheduler.workers["w0"].residency
+    await until(lambda: residency.tokens("b1") == (64, 0))
+    plugin.off = True
+    await until(lambda: not residency.reports)
+    assert residency.tokens("b1") == (64, 0)
+    await weft.chat(headers={"x-session-id": "run"})
+    assert residency.tokens(await owner_of(weft)) == (23, 0)
 
 
 async def test_a_flood_of_advice_goes_in_small_messages_and_is_bounded(
