@@ -8,7 +8,8 @@ number of the last answer that the asker has or -1, it asks for the residency, t
      "residency": {"number": N + 1, "full": whether it is all, "owners": {owner: [tokens on device, on host]}},
      "gauges": {name: number}}
 
-An engine that keeps no owners leaves the residency out. Where `seen` is not the last number given out, the residency is all of it, else what has changed; [0, 0] is gone.
+An engine that keeps no owners leaves the residency out. Where `seen` is not the last number given out, it is all of it,
+else what has changed; [0, 0] is gone.
 """
 
 from __future__ import annotations
