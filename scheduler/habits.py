@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from scheduler.estimates import kind
+from scheduler.estimates import END, kind
 from scheduler.graph import Step
 
 FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, and the share that is few
@@ -41,6 +41,12 @@ class Habits:
         """
         share = returning(left) / returning(_of(self._stops, step))
         return share if left[0] >= FEW and share < RARE else 1.0
+
+    def answered(self, step: Step) -> bool:
+        """Whether a sub-agent has answered, and of its kind few are called again."""
+        if step.session.parent is None or kind(step.stop, step.tools) != END:
+            return False
+        return self.counting(step, self.left(step)) < 1.0
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""

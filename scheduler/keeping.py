@@ -52,11 +52,15 @@ class Keeping:
         self._note(step, worker)
 
     def ended(self, step: Step) -> None:
-        """A step has ended well: its branch waits for the next one from now on."""
+        """A step has ended well: its branch waits for the next one from now on, or has answered for good."""
         worker = self._advised(step.decision.worker if step.decision else "")
-        if worker is not None:
+        if worker is None:
+            return
+        if self._gate.habits.answered(step):
+            self.given_up(step.branch)
+        else:
             self._waiting[step.branch] = worker.id
-            self._note(step, worker)
+        self._note(step, worker)
 
     def dead(self, session: Session, worker: str | None = None) -> None:
         """What a session holds is dead, on all its workers or on one that it has left."""

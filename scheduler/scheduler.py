@@ -30,12 +30,12 @@ from scheduler.keeping import Keeping, role_owner
 from scheduler.knowledge import Knowledge
 from scheduler.linking import Linker
 from scheduler.placement import Placement, SoonestDone
+from scheduler.places import Places
 from scheduler.quotas import Quotas
 from scheduler.residency import Residency
 from scheduler.sizes import Sizes
 from scheduler.workers import Worker, Workers
 
-PLACES = 10  # of a second, in an engine's line
 FASTEST = 5e-4  # seconds a token; no worker decodes faster
 TRIES = 2
 """Workers that see a step before their first byte. Not all: it may be the step that kills them."""
@@ -60,7 +60,7 @@ class Scheduler:
         self.placement = placement or SoonestDone(self.gate, self.sizes)
         self.running: dict[str, g.Step] = {}
         self._awaited = Awaited()
-        self._orders, self._began = False, 0.0
+        self.places = Places(self._back)
         self._planned: dict[str, Decision] = {}  # where held steps were to go
         self._homeless: list[g.Step] = []  # held steps whose worker is lost
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -80,7 +80,6 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event at `now` seconds and return what to do. Events on unknown steps do nothing."""
-        self._began = self._began or now
         actions = self._handlers[type(event)](event, now)
         homeless, self._homeless = self._homeless, []
         for step in homeless:
@@ -169,10 +168,9 @@ class Scheduler:
         self._sit(step.session, worker)
         self.keeping.came(step, worker)
         session = step.session
-        back = self._back(step)
-        self._orders = self._orders or back > 0  # until then all are equal, and first come is first served
-        priority = int(PLACES * (step.arrived + back - self._began)) if self._orders else 0
-        return Dispatch(step.id, session.workflow.id, session.id, self._owner(step), decision, priority)
+        return Dispatch(
+            step.id, session.workflow.id, session.id, self._owner(step), decision, self.places.given(step)
+        )  # fmt: skip
 
     def _sit(self, session: g.Session, worker: Worker) -> None:
         """The session counts for the worker from now on."""
@@ -212,6 +210,7 @@ class Scheduler:
     def _release(self, step: g.Step, now: float) -> None:
         """Give back the step's place on its worker, or at the gate."""
         self._planned.pop(step.id, None)
+        self.places.left(step)
         self.gate.ended(step, now)
         if step.decision is not None:
             self.workers[step.decision.worker].running.pop(step.id, None)
@@ -361,7 +360,7 @@ class Scheduler:
                 self.knowledge.over(session.workflow)
         for session in self.graph.forget(now):
             self._forget(session)
-        return []
+        return [one for one in self.places.moved() if self.workers[one.worker].advised]
 
     def _residency_changed(self, event: ResidencyChanged, now: float) -> list[Action]:
         if worker := self.workers.get(event.worker):

@@ -124,7 +124,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         found = super()._free_request(request, *args, **kwargs)
-        self._safely(Steps.left, request, self.clock())
+        self._safely(self._left, request)
         return found
 
     def _free_request_blocks(self, request: Request) -> None:
@@ -136,6 +136,11 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         priority = self._hints.priorities.get(owners_of(request)[0])
         if priority is not None and self.abilities["order"]:
             request.priority = priority
+
+    def _left(self, steps: Steps, request: Request) -> None:
+        steps.left(request, self.clock())
+        if (owner := owners_of(request)[0]) not in steps:
+            self._hints.priorities.pop(owner, None)  # that of its next step comes with it
 
     def _admitted(self, steps: Steps, output: Any) -> None:
         again = output.scheduled_cached_reqs
@@ -202,7 +207,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         if "eviction" not in missing:
             free = pool.free_block_queue.get_all_free_blocks()
             queue = OwnerQueue(pool.blocks, free, keeper, self.clock, self._turn_off)
-        self._connected = self._attached(keeper, queue)
+        self._connected = self._attached(keeper, queue) if "host_tier" not in missing else None
         self._hints = Hints(
             keeper,
             self._connected.prefetch if self.abilities["prefetch"] else None,
@@ -222,7 +227,10 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _attached(self, keeper: Keeper, queue: OwnerQueue | None) -> Any:
         """Our connector, where it is here and keeps its tier by owners as well."""
-        if queue is None or not hasattr(self.connector, "attach"):
+        if queue is None or self.connector is None:
+            return None
+        if not hasattr(self.connector, "attach"):
+            self._lacks("host_tier", f"{type(self.connector).__name__} keeps what it keeps in an order of its own")
             return None
         try:
             self.abilities |= self.connector.attach(keeper, self.clock)

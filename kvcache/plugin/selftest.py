@@ -25,6 +25,28 @@ class Missing(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Tiers:
+    """Those of its host tier: the connector and its part in the scheduler, the manager and the order of its chunks."""
+
+    connector: Any
+    scheduler: Any
+    manager: Any
+    policy: Any
+
+    @classmethod
+    def installed(cls) -> Tiers | None:
+        """Those of the installed vLLM, if it has them all."""
+        try:
+            from vllm.distributed.kv_transfer.kv_connector.v1.offloading.scheduler import OffloadingConnectorScheduler
+            from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+            from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
+            from vllm.v1.kv_offload.cpu.policies.lru import LRUCachePolicy
+        except ImportError:
+            return None
+        return cls(OffloadingConnector, OffloadingConnectorScheduler, CPUOffloadingManager, LRUCachePolicy)
+
+
+@dataclass(frozen=True, slots=True)
 class Seams:
     """vLLM's classes that we derive from, replace or call."""
 
@@ -35,6 +57,7 @@ class Seams:
     waiting: Any
     request: Any
     request_type: Any
+    tier: Tiers | None
 
     @classmethod
     def installed(cls) -> Seams:
@@ -49,7 +72,7 @@ class Seams:
 
         return cls(
             AsyncScheduler, KVCacheCoordinator, BlockPool, FreeKVCacheBlockQueue, PriorityRequestQueue, Request,
-            EngineCoreRequestType,
+            EngineCoreRequestType, Tiers.installed(),
         )  # fmt: skip
 
 
@@ -90,8 +113,40 @@ def session(seams: Seams) -> None:
     _parameter(seams.request, "session_id")
 
 
+def host_tier(seams: Seams) -> None:
+    """The host tier can be ranked with the device, and fetched from without a request. Raises Missing."""
+    if (tier := seams.tier) is None:
+        raise Missing("no offloading connector")
+    for of, calls in (
+        (tier.connector, (
+            ("on_new_request", "request"), ("get_num_new_matched_tokens", "request", 0), ("build_connector_meta", "of"),
+            ("update_state_after_alloc", "request", "blocks", 0), ("request_finished", "request", "blocks"),
+            ("request_finished_all_groups", "request", "blocks"), ("update_connector_output", "output"),
+            ("get_finished", "ids"), ("has_pending_push_work",), ("reset_cache",),
+        )),
+        (tier.manager, (
+            ("on_new_request", "context"), ("prepare_store", "keys", "context"), ("complete_store", "keys", "context"),
+            ("prepare_load", "keys", "context"), ("complete_load", "keys", "context"),
+        )),
+        (tier.policy, (
+            ("get", "key"), ("remove", "key"), ("mark_evictable", "key"), ("mark_non_evictable", "key"), ("clear",),
+            ("touch", "keys", "context"), ("evict", 1, "protected"),
+            ("on_request_finished", "groups", "inserted", "reused", "context"),
+        )),
+    ):  # fmt: skip
+        for name, *arguments in calls:
+            _callable(of, name, *arguments)
+    kept = inspect.getsource(tier.scheduler)
+    for name in (
+        "_req_status", "_generate_job_id", "_block_id_to_pending_jobs", "_chunks_being_loaded",
+        "_current_batch_allocated_block_ids", "manager",
+    ):  # fmt: skip
+        if f"self.{name}" not in kept:
+            raise Missing(f"{tier.scheduler.__name__} has no {name}")
+
+
 CHECKS: dict[str, Callable[[Seams], None]] = {
-    "eviction": eviction, "order": order, "control": control, "session": session,
+    "eviction": eviction, "order": order, "control": control, "session": session, "host_tier": host_tier,
 }  # fmt: skip
 
 
@@ -115,7 +170,7 @@ def reason(why: Exception) -> str:
     return str(why) if isinstance(why, Missing) else f"{type(why).__name__}: {why}"[:300]
 
 
-def _callable(of: Any, name: str, *arguments: str) -> None:
+def _callable(of: Any, name: str, *arguments: Any) -> None:
     found = getattr(of, name, None)
     if not callable(found):
         raise Missing(f"no {of.__name__}.{name}")

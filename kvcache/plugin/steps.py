@@ -38,6 +38,10 @@ class Steps:
         """Requests that have not left, or whose blocks are not free."""
         return len(self._numbers.keys() | {name for mine in self._of.values() for name in mine})
 
+    def __contains__(self, owner: str) -> bool:
+        """Whether a request of the owner has not left."""
+        return owner in self._of
+
     def came(self, request: Request, now: float) -> None:
         """A request comes to wait."""
         owner, _ = owners_of(request)

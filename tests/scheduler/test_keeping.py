@@ -19,6 +19,7 @@ from scheduler.events import (
     WorkflowFinished,
 )
 from scheduler.graph import Limits
+from scheduler.habits import FEW
 from scheduler.identity import Identity
 from scheduler.keeping import role_owner
 from scheduler.prompt import Answer, ToolCall
@@ -234,6 +235,34 @@ def test_a_parent_is_fetched_when_its_child_has_answered() -> None:
     (fetch,) = core.finish(child, 5.0, stop="stop")
     assert isinstance(fetch, Prefetch)
     assert fetch.owner == branch(parent)
+
+
+def test_sub_agents_are_released_when_they_answer_once_few_of_their_kind_were_called_again() -> None:
+    core = Core()
+    released = []
+    for number in range(FEW + 4):
+        run, now = f"r{number}", 100.0 * number
+        core.finish(core.arrive(run, run, now, role="main"), now + 1)
+        child = core.arrive(run, f"{run}/sub", now + 2, role="sub", parent=run)
+        core.finish(child, now + 3, stop="tool_calls")
+        assert Release("w0", branch(child)) not in core.told(now + 3.5), "it works on"
+        child = core.arrive(run, f"{run}/sub", now + 4, role="sub", parent=run)
+        core.finish(child, now + 5, stop="stop")
+        released.append(Release("w0", branch(child)) in core.told(now + 5.5))
+        core.finish(core.arrive(run, run, now + 6, role="main"), now + 7)
+        core.scheduler.handle(WorkflowFinished("t", run), now + 8)
+        core.told(now + 9)
+    assert released[0] is False
+    assert released[-1] is True
+    assert released == sorted(released)
+
+
+def test_sub_agents_whose_kind_is_called_again_are_kept_when_they_answer() -> None:
+    core = Core()
+    for number in range(3 * FEW):
+        child = core.arrive("run", "sub", 10.0 * number, role="sub", parent="run")
+        core.finish(child, 10.0 * number + 1, stop="stop")
+        assert Release("w0", branch(child)) not in core.told(10.0 * number + 2)
 
 
 def test_a_parent_is_not_fetched_while_another_of_its_children_works() -> None:

@@ -17,7 +17,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue
 
 from kvcache.plugin import engine, selftest
-from kvcache.plugin.selftest import Seams, failures
+from kvcache.plugin.selftest import Seams, Tiers, failures
 from kvcache.plugin.versions import supported
 from tests.kvcache.plugin.schedulers import Played
 
@@ -81,16 +81,35 @@ class FixedQueue:
     __iter__ = PriorityRequestQueue.__iter__
 
 
+class OtherConnector:
+    """One that is asked for more than the request, as no version known is."""
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int, budget: int) -> None:
+        raise NotImplementedError
+
+
+class OtherScheduling:
+    """One that keeps its transfers some other way."""
+
+    def __init__(self) -> None:
+        self.manager = None
+
+
 class RequestTypes(Enum):
     ADD = 0
 
 
+TIERS = Tiers.installed()
+assert TIERS is not None
 LACKS = [
     ("eviction", {"scheduler": NoFreeing}), ("eviction", {"scheduler": OtherFreeing}),
     ("eviction", {"coordinator": OtherBlocks}), ("eviction", {"free_queue": LongerQueue}),
     ("eviction", {"pool": LinkedPool}), ("eviction", {"pool": OtherPool}), ("eviction", {"pool": object}),
     ("order", {"waiting": FixedQueue}), ("order", {"request": PlainRequest}), ("session", {"request": OldRequest}),
-    ("control", {"request_type": RequestTypes}),
+    ("control", {"request_type": RequestTypes}), ("host_tier", {"tier": None}),
+    ("host_tier", {"tier": replace(TIERS, connector=OtherConnector)}),
+    ("host_tier", {"tier": replace(TIERS, scheduler=OtherScheduling)}),
+    ("host_tier", {"tier": replace(TIERS, policy=object)}),
 ]  # fmt: skip
 
 
@@ -121,7 +140,7 @@ def test_an_engine_does_without_what_it_lacks(
     monkeypatch.setattr(engine, "failures", lambda: failures(lacking(**classes)))
     played = Played()
     able = played.scheduler.abilities
-    assert {name for name in selftest.CHECKS if not able[name]} == {ability}
+    assert {name for name in selftest.CHECKS if not able[name]} == {ability, "host_tier"}, "it has no connector"
     assert [why.partition(":")[0] for why in able["why"]] == [ability]
     for name in "ab":
         played.ask(name, [5] * 70, f"{name}.r")
