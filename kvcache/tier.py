@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator
+from itertools import groupby
 from typing import Generic, TypeVar
 
 from kvcache.ledger import Ledger
@@ -62,7 +63,7 @@ class Tier(Generic[Name]):
         self.order: Order[Stack[Name]] = Order(policy)
         self._ledger = ledger
         self._stacks: dict[Name, Stack[Name]] = {}
-        self._names: dict[Key, list[Name]] = {}  # of the free copies of a block
+        self._names: dict[Key, tuple[Name, ...]] = {}  # of the free copies of a block
         self._count = 0
         ledger.tiers.append(self)
 
@@ -92,7 +93,7 @@ class Tier(Generic[Name]):
                 self._push(span, run, now)
                 run, span = [], its
             self._count += 1
-            self._names.setdefault(key, []).append(name)
+            self._names[key] = (*self._names.get(key, ()), name)
             run.append((name, (key, self._count)))
         self._push(span, run, now)
 
@@ -108,12 +109,16 @@ class Tier(Generic[Name]):
     def pop(self, stack: Stack[Name], count: int) -> list[tuple[Name, Key]]:
         """Take the next blocks of a stack, which has as many."""
         taken: list[tuple[Name, Key]] = []
+        blocks, stacks, names = stack.blocks, self._stacks, self._names
         for _ in range(count):
-            name, (key, _) = stack.blocks.popitem()
-            del self._stacks[name]
-            self._unname(name, key)
+            name, (key, _) = blocks.popitem()
+            del stacks[name]
+            if len(names[key]) == 1:
+                del names[key]
+            else:
+                self._unname(name, key)
             taken.append((name, key))
-        if not stack.blocks:
+        if not blocks:
             self._drop(stack)
         return taken
 
@@ -135,7 +140,7 @@ class Tier(Generic[Name]):
     def parted(self, keys: Collection[Key], span: Span, now: float) -> None:
         """Those of the free blocks that have these keys are this span's now, which still has the same owners.
 
-        O(keys and stacks touched).
+        O(blocks of the stacks touched).
         """
         moved: dict[Stack[Name], list[Name]] = {}
         for key in keys:
@@ -145,9 +150,23 @@ class Tier(Generic[Name]):
             if len(names) == len(stack.blocks):
                 stack.move(span)
                 continue
-            names.sort(key=lambda name: -stack.blocks[name][1])
-            self._add(Stack(self, span, stack.freed, {name: stack.blocks.pop(name) for name in names}), now)
-            self.order.add(stack, now, stack.place)
+            self._split(stack, frozenset(names), span, now)
+
+    def _split(self, stack: Stack[Name], names: Collection[Name], span: Span, now: float) -> None:
+        """These blocks of a stack are another span's: what lies between others is a stack of its own, so that all go in
+        the order in which they would have gone together."""
+        runs = [dict(run) for _, run in groupby(stack.blocks.items(), lambda item: item[0] in names)]
+        rest = None
+        for run in runs:
+            if next(iter(run)) in names:
+                self._add(Stack(self, span, stack.freed, run), now)
+            elif rest is None:
+                rest = run
+            else:
+                self._add(Stack(self, stack.span, stack.freed, run), now)
+        assert rest is not None
+        stack.blocks = rest
+        self.order.add(stack, now, stack.place)
 
     def _add(self, stack: Stack[Name], now: float) -> None:
         for name in stack.blocks:
@@ -159,10 +178,9 @@ class Tier(Generic[Name]):
             self._add(Stack(self, span, now, dict(reversed(run))), now)
 
     def _unname(self, name: Name, key: Key) -> None:
-        names = self._names.pop(key)
-        if len(names) > 1:
-            names.remove(name)
-            self._names[key] = names
+        others = tuple(one for one in self._names.pop(key) if one != name)
+        if others:
+            self._names[key] = others
 
     def _drop(self, stack: Stack[Name]) -> None:
         self.order.discard(stack)

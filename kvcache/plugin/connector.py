@@ -47,6 +47,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         self._waiting: set[str] = set()
         self._flush: set[int] = set()
         self._skipped = 0
+        self._left_out: dict[str, int] = {}
         self._clock: Callable[[], float] = time.monotonic
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._always = bool(extra.get("always_restore", False))
@@ -55,19 +56,24 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         offloading = build_offloading_config(vllm_config, kv_cache_config)
         self._rates = Rates(offloading.groups[0].tokens_per_block, max(1, offloading.worker_kv_bytes_per_block))
 
+    def ranks(self, block: int) -> int:
+        """How many chunks it would rank with device blocks of so many tokens; 0: the tier stays vLLM's own."""
+        manager, groups = self.scheduler.manager, self.scheduler.config.kv_group_configs
+        group = groups[0]
+        plain = len(groups) == 1 and group.sliding_window_size_in_chunks is None and not group.is_eagle_group
+        if not (plain and self._caches and group.hashes_per_chunk == 1 and group.tokens_per_block == block):
+            return 0
+        return int(manager.policy.cache_capacity) if isinstance(manager, HostManager) else 0
+
     def attach(self, keeper: Keeper, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
         """Rank the host's chunks with the device's blocks; what this connector can do from now on.
 
         `clock` is that of all events of owners. What copies and steps take is measured by a clock of its own.
         """
-        vllm, pool = self.scheduler, self._kv_cache_manager.block_pool
-        manager, groups = vllm.manager, vllm.config.kv_group_configs
-        if not isinstance(manager, HostManager):
-            return {"host_tier": 0, "prefetch": False}
-        group, chunks = groups[0], manager.policy.cache_capacity
-        plain = len(groups) == 1 and group.sliding_window_size_in_chunks is None and not group.is_eagle_group
-        if not (plain and self._caches and group.hashes_per_chunk == 1 and group.tokens_per_block == keeper.block):
-            return {"host_tier": chunks * group.tokens_per_chunk, "prefetch": False}
+        vllm, pool, manager = self.scheduler, self._kv_cache_manager.block_pool, self.scheduler.manager
+        if not (chunks := self.ranks(keeper.block)):
+            kept = manager.policy.cache_capacity if isinstance(manager, HostManager) else 0
+            return {"host_tier": kept * vllm.config.kv_group_configs[0].tokens_per_chunk, "prefetch": False}
         margin = min(cdiv(self._most, keeper.block), pool.num_gpu_blocks // 2)
         joint = Joint(keeper, _Contents(pool, keeper, manager), margin, min(margin, pool.num_gpu_blocks // 16))
         manager.policy.attach(keeper, joint, self._request, clock)
@@ -83,6 +89,10 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             self._saves.stop()
             self.scheduler.manager.policy.detach()
             self.settle()
+
+    def left_out(self, request: str) -> int:
+        """Tokens of a request that the host has, and that are computed all the same, as that is sooner done."""
+        return self._left_out.get(request, 0)
 
     def prefetch(self, owner: str, within: float) -> bool:
         """Have an owner's KV on the device in so many seconds. False where the host has nothing that is missing."""
@@ -132,6 +142,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if not found[0] or self._always or not self._rates.leaves_out(request.request_id):
             return found
         self._skipped += found[0] // self._rates.block
+        self._left_out[request.request_id] = found[0]
         self.scheduler._req_status[request.request_id].max_load_tokens = 0
         return super().get_num_new_matched_tokens(request, num_computed_tokens)  # type: ignore[no-any-return]
 
@@ -148,12 +159,12 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended, or will not come to run."""
-        self._waiting.discard(request.request_id)
+        self._forget(request.request_id)
         return super().request_finished(request, block_ids)  # type: ignore[no-any-return]
 
     def request_finished_all_groups(self, request: Request, block_ids: Any) -> tuple[bool, dict[str, Any] | None]:
         """The same."""
-        self._waiting.discard(request.request_id)
+        self._forget(request.request_id)
         return super().request_finished_all_groups(request, block_ids)  # type: ignore[no-any-return]
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Any:
@@ -226,6 +237,10 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if self._prefetches is None:
             return None
         return self.scheduler.manager.policy.safely(lambda _: does(self._prefetches))
+
+    def _forget(self, request: str) -> None:
+        self._waiting.discard(request)
+        self._left_out.pop(request, None)
 
     def _lock(self) -> AbstractContextManager[Any]:
         """That of vLLM's manager, which since 0.33 its callers hold."""

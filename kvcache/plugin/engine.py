@@ -152,11 +152,13 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         for request in self.running:  # in the order of admission
             if (tokens := ran.get(request.request_id)) is None:
                 continue
-            stats = getattr(request, "prefill_stats", None)
+            kept, stats = tokens, getattr(request, "prefill_stats", None)
             if stats is not None and not request.num_preemptions:
-                tokens = stats.num_local_cached_tokens  # the others came from a connector
+                kept = tokens = stats.num_local_cached_tokens  # the others came from a connector
+                if self._connected is not None:
+                    kept += stats.num_external_cached_tokens + self._connected.left_out(request.request_id)
             blocks = sum(map(len, self.kv_cache_manager.coordinator.get_blocks(request.request_id)))
-            found.append((request, tokens, blocks - tokens // self.block_size))
+            found.append((request, kept, blocks - tokens // self.block_size))
         steps.admitted(found, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(), self.clock())
 
     def _stepped(self, steps: Steps, output: Any) -> None:
@@ -202,8 +204,12 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         for name, lack in missing.items():
             self._lacks(name, lack)
         policy: Policy = POLICIES[settings.get("weft_policy", POLICY)]()
-        self._guard = Guarded(policy, Shadow(pool.num_gpu_blocks - 1)) if settings.get("weft_guard", True) else None
-        keeper, queue = Keeper(self._guard or policy, group.block if group else self.block_size), None
+        block = group.block if group else self.block_size
+        tiered = not missing.keys() & {"eviction", "host_tier"} and hasattr(self.connector, "ranks")
+        # Under LRU the host holds what the device holds, too.
+        shadow = Shadow(max(pool.num_gpu_blocks - 1, self.connector.ranks(block) if tiered else 0))
+        self._guard = Guarded(policy, shadow) if settings.get("weft_guard", True) else None
+        keeper, queue = Keeper(self._guard or policy, block), None
         if "eviction" not in missing:
             free = pool.free_block_queue.get_all_free_blocks()
             queue = OwnerQueue(pool.blocks, free, keeper, self.clock, self._turn_off)

@@ -49,8 +49,8 @@ class Steps:
         self._numbers[request.request_id] = self._keeper.began(owner, self._prompt(request), now)
 
     def admitted(self, found: Sequence[tuple[Request, int, int]], used: int, now: float) -> None:
-        """These requests run, the first admitted first; each with the tokens found for it on the device, and how many
-        blocks it was given beside those. `used` blocks of the pool are in use now.
+        """These requests run, the first admitted first; each with the tokens found for it, and how many blocks it was
+        given beside those found on the device. `used` blocks of the pool are in use now.
         """
         if self._guard is None or self._group is None:
             return
