@@ -110,8 +110,9 @@ class Guarded(Policy):
     them `judged`; where that is true, all ranks have changed.
 
     What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; what it gains is saved up, at
-    most `SAVED`: a policy that is far ahead may lose a step's context now and then, and no run is worse off. In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone,
-    as in stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
+    most `SAVED`: a policy that is far ahead may lose a step's context now and then, and no run is worse off. In debt,
+    what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone, as in
+    stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
     what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
     share of one cache. `weight` is 1, 1/2 or 0.
     """
