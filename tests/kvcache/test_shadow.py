@@ -300,6 +300,6 @@ def test_a_policy_that_is_ahead_may_lose_what_it_has_gained_up_to_a_cache_and_no
     lose(guard, 90)
     lose(guard, 90)
     assert not guard.judged()
-    lose(guard, 90)
+    lose(guard, 40)
     assert guard.judged()
     assert guard.weight == 0.5
