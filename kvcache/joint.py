@@ -205,9 +205,9 @@ class Joint:
         """What the device gives up soon, the host has not, and is worth more than what the host gives up for it.
 
         That is a chunk without content, a dead one, a copy of what the device gives up later, or for the first `soon`
-        blocks one of a lower rank. Of blocks freed together for which there are too few places, the first of their
-        prompt are saved: the others are of no use without them. O(margin and its stacks) whatever the host holds, and
-        O(1) where nothing has changed since there was nothing to move.
+        blocks, and as many as restores take at once, one of a lower rank. Of blocks freed together for which there are
+        too few places, the first of their prompt are saved: the others are of no use without them. O(margin and its
+        stacks) whatever the host holds, and O(1) where nothing has changed since there was nothing to move.
         """
         if now > self._until:
             self.margin, self._until = self._least, INFINITY
@@ -221,13 +221,13 @@ class Joint:
     def _found(self, most: int, now: float) -> list[Move]:
         found: list[Move] = []
         chunks = _Chunks(self._contents.vacant, self._costless(most, now), self._lowest(now))
-        left = self.margin - self._contents.idle
+        left, calm = self.margin - self._contents.idle, self._least - self._soon
         for stack in upcoming(self._keeper.device.order, now):
             if left <= 0 or len(found) == most:
                 break
             if (rank := self._rank(stack, now))[0] > DEAD:
                 going = list(self._unsaved(islice(reversed(stack.blocks), left)))
-                places = chunks.take(rank, min(len(going), most - len(found)), left > self.margin - self._soon)
+                places = chunks.take(rank, min(len(going), most - len(found)), left > calm)
                 if len(places) < len(going):
                     going = list(islice(self._unsaved(stack.blocks), len(places)))
                 found += (Move(*one, stack.freed, instead) for one, instead in zip(going, places, strict=False))
