@@ -121,6 +121,7 @@ class Foretold(Policy):
         self._hints: dict[str, Hint] = {}
         self._dead: set[str] = set()
         self._standings: dict[str, tuple[Rank, float]] = {}  # as `standing` gave them; no event has come since
+        self._latest: Hint | None = None  # the latest gap told, of whomever
 
     def started(self, owner: str, now: float) -> None:
         self._changed(owner)
@@ -134,13 +135,16 @@ class Foretold(Policy):
             self._steps[owner] = left
         else:
             self._since.pop(owner, None)
-            if (hint := self._hints.get(owner)) is not None:  # until the core says more, it waits as it did before
+            # Until the core says more, it waits as it did before, or of whom nothing was told as others do.
+            if (hint := self._hints.get(owner) or self._latest) is not None:
                 self._hints[owner] = replace(hint, since=now)
 
     def told(self, owner: str, hint: Hint, now: float) -> None:
         self._changed(owner)
         self._dead.discard(owner)
         self._hints[owner] = hint
+        if hint.gap is not None:
+            self._latest = hint
 
     def released(self, owner: str, now: float) -> None:
         self._changed(owner)
