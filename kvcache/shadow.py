@@ -20,10 +20,7 @@ LOSS = 0.01
 """Blocks that a policy may recompute beyond LRU, for each that LRU would recompute."""
 
 CREDIT = 1 / 8
-"""Blocks that it may lose before it has gained any, as a share of the cache."""
-
-SAVED = 1.0
-"""Blocks that it has gained and may lose again, as a share of the cache, at most."""
+"""Blocks that it may lose at first or at once, as a share of the cache."""
 
 
 class Shadow:
@@ -109,10 +106,9 @@ class Guarded(Policy):
     its blocks are free (ended or preempted: also with no keys), `cleared` when the cache was reset, and after any of
     them `judged`; where that is true, all ranks have changed.
 
-    What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; what it gains is saved up, at
-    most `SAVED`: a policy that is far ahead may lose a step's context now and then, and no run is worse off. In debt,
-    what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone, as in
-    stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
+    What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; at most `CREDIT` is saved up.
+    In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone,
+    as in stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
     what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
     share of one cache. `weight` is 1, 1/2 or 0.
     """
@@ -121,7 +117,7 @@ class Guarded(Policy):
         self.name, self.refresh = policy.name, policy.refresh
         self.policy, self.shadow = policy, shadow
         self.weight = 1.0
-        self._credit, self._saved = CREDIT * shadow.blocks, SAVED * shadow.blocks
+        self._credit = CREDIT * shadow.blocks
         self._debt = -self._credit
 
     def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0) -> None:
@@ -134,7 +130,7 @@ class Guarded(Policy):
         shadow.looked(step, keys, found, used)
         lru = shadow.lru - lru
         lost, missed = lru - (shadow.hits - hits), shadow.asked - asked - lru
-        self._debt = max(-self._saved, self._debt + lost - LOSS * missed)
+        self._debt = max(-self._credit, self._debt + lost - LOSS * missed)
 
     def freed(self, step: Hashable, keys: Sequence[Key]) -> None:
         """A step has freed its blocks; these are the keys of those that have one."""

@@ -54,6 +54,19 @@ def test_a_session_that_has_just_stopped_is_not_taken_for_one_that_has_idled_sin
     assert order_of(policy, 40, "just stopped", "long idle") == ["long idle", "just stopped"]
 
 
+def test_a_session_of_which_nothing_was_told_yet_waits_as_others_do_once_its_step_has_ended() -> None:
+    policy = Retention()
+    policy.started("f", 0)
+    policy.finished("f", 100, 1)
+    assert policy.rank(Run("f", 1), 2)[0] == UNKNOWN, "nothing was ever told"
+    policy.told("o", Hint(since=0, gap=TOOL, leased=True), 1)
+    policy.started("n", 2)
+    policy.finished("n", 100, 30)
+    assert policy.rank(Run("n", 30), 30.2) == (LEASED, pytest.approx(worth(Hint(since=30, gap=TOOL), 30.2)))
+    policy.told("n", Hint(since=30, gap=HUMAN), 30.3)
+    assert policy.rank(Run("n", 30), 30.4)[0] == KNOWN
+
+
 def test_the_index_is_weighed_by_what_a_token_costs() -> None:
     policy = Retention()
     policy.told("dear", Hint(since=0, gap=Steady(1), seconds_per_token=3e-3), 0)

@@ -284,22 +284,3 @@ def test_the_way_back_is_a_debt_repaid_by_what_lru_would_have_missed() -> None:
         weights.append(guard.weight)
     assert sorted(weights) == weights
     assert set(weights) == {0.0, 0.5, 1.0}
-
-
-def gain(guard: Guarded, blocks: int) -> None:
-    """The cache finds them, LRU would not."""
-    name = f"g{guard.shadow.asked}"
-    guard.looked(name, [(name, n) for n in range(blocks)], blocks)
-    guard.freed(name, [(name, n) for n in range(blocks)])
-
-
-def test_a_policy_that_is_ahead_may_lose_what_it_has_gained_up_to_a_cache_and_no_more() -> None:
-    guard = Guarded(Retention(), Shadow(200))
-    for _ in range(40):
-        gain(guard, 50)
-    lose(guard, 90)
-    lose(guard, 90)
-    assert not guard.judged()
-    lose(guard, 40)
-    assert guard.judged()
-    assert guard.weight == 0.5
