@@ -9,7 +9,7 @@ from bench.simulation.system import System, Turn, role_of, session_of
 from bench.workloads.runs import Piece, Run
 from kvcache.policy import Policy
 from kvcache.retention import Retention
-from scheduler.actions import Action, Cancel, Dispatch, Hold, Prefetch, Release, Retain
+from scheduler.actions import Action, Cancel, Dispatch, Hold, Prefetch, Release, Reprioritise, Retain
 from scheduler.events import (
     AdviceDue,
     Event,
@@ -135,6 +135,7 @@ class Weft(WeftAttached):
     def __init__(self, cluster: Cluster) -> None:
         self._names: dict[str, str] = {}  # what the simulation calls an owner
         self._latest: dict[str, Piece] = {}  # the prompt of its latest step
+        self._steps: dict[str, str] = {}  # the latest step of a branch
         self._ticks = 0
         super().__init__(cluster)
 
@@ -167,9 +168,13 @@ class Weft(WeftAttached):
     def _act(self, action: Action) -> None:
         if isinstance(action, Dispatch):
             turn = self.turns[action.step]
-            self._names[action.owner.partition(".")[0]] = turn.owner
+            branch = action.owner.partition(".")[0]
+            self._names[branch], self._steps[branch] = turn.owner, action.step
             self._names[role_owner(turn.run.tenant, turn.call.role)] = role_of(turn.run.tenant, turn.call.role)
             super()._act(action)
+        elif isinstance(action, Reprioritise):
+            if (step := self._steps.get(action.owner)) in self.turns:
+                self.places[step] = action.priority
         elif not isinstance(action, Retain | Release | Prefetch):
             super()._act(action)
         elif isinstance(action, self.obeyed) and (owner := self._names.get(action.owner)) is not None:
