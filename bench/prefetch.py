@@ -4,7 +4,7 @@
 
 Real vLLM in this process: six agents of 448 prompt tokens, 84 blocks of 32, 48 on the device; the tier holds 48 or 100
 more; `links` are the speeds of its link in GB/s that the copies of the CPU backend are slowed down to. Between two
-calls pass 0.12 s. `stock` is vLLM with its own tier; `lru` our plug-in with vLLM's policy, `ranked` with ours, told
+calls pass 0.12 s. `stock` is vLLM with its own tier; `lru` our plug-in with vLLM's policy, `retention` ours, told
 after each call when every agent runs next; with `prefetch` it is told to fetch the next one, too. The first loop, in
 which nothing can be found, does not count. All variants of a repetition run after one another, in an order of its own.
 """

@@ -63,7 +63,7 @@ class Tier(Generic[Name]):
         self.order: Order[Stack[Name]] = Order(policy)
         self._ledger = ledger
         self._stacks: dict[Name, Stack[Name]] = {}
-        self._names: dict[Key, tuple[Name, ...]] = {}  # of the free copies of a block
+        self._names: dict[Key, list[Name]] = {}  # of the free copies of a block
         self._count = 0
         ledger.tiers.append(self)
 
@@ -93,7 +93,7 @@ class Tier(Generic[Name]):
                 self._push(span, run, now)
                 run, span = [], its
             self._count += 1
-            self._names[key] = (*self._names.get(key, ()), name)
+            self._names.setdefault(key, []).append(name)
             run.append((name, (key, self._count)))
         self._push(span, run, now)
 
@@ -109,16 +109,12 @@ class Tier(Generic[Name]):
     def pop(self, stack: Stack[Name], count: int) -> list[tuple[Name, Key]]:
         """Take the next blocks of a stack, which has as many."""
         taken: list[tuple[Name, Key]] = []
-        blocks, stacks, names = stack.blocks, self._stacks, self._names
         for _ in range(count):
-            name, (key, _) = blocks.popitem()
-            del stacks[name]
-            if len(names[key]) == 1:
-                del names[key]
-            else:
-                self._unname(name, key)
+            name, (key, _) = stack.blocks.popitem()
+            del self._stacks[name]
+            self._unname(name, key)
             taken.append((name, key))
-        if not blocks:
+        if not stack.blocks:
             self._drop(stack)
         return taken
 
@@ -178,9 +174,10 @@ class Tier(Generic[Name]):
             self._add(Stack(self, span, now, dict(reversed(run))), now)
 
     def _unname(self, name: Name, key: Key) -> None:
-        others = tuple(one for one in self._names.pop(key) if one != name)
-        if others:
-            self._names[key] = others
+        names = self._names.pop(key)
+        if len(names) > 1:
+            names.remove(name)
+            self._names[key] = names
 
     def _drop(self, stack: Stack[Name]) -> None:
         self.order.discard(stack)

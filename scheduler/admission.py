@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
-from scheduler.estimates import END, kind
 from scheduler.graph import Session, Step
-from scheduler.habits import Habits
+from scheduler.habits import Habits, answers
 from scheduler.knowledge import Knowledge
 from scheduler.workers import Worker
 
@@ -151,7 +150,7 @@ class Gate:
                 home.left[step.session] = left = self.habits.left(step)
                 own = int(own * self.habits.counting(step, left))
             # A sub-agent that has answered is done, as a rule.
-            home.count(step.session, 0 if step.session.parent and kind(step.stop, step.tools) == END else own)
+            home.count(step.session, 0 if answers(step) else own)
             book.settle(home)
         if not account.running:
             account.since, account.gap = now, self._knowledge.gap(step.branch)

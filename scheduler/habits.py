@@ -44,9 +44,7 @@ class Habits:
 
     def answered(self, step: Step) -> bool:
         """Whether a sub-agent has answered, and of its kind few are called again."""
-        if step.session.parent is None or kind(step.stop, step.tools) != END:
-            return False
-        return self.counting(step, self.left(step)) < 1.0
+        return answers(step) and self.counting(step, self.left(step)) < 1.0
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""
@@ -60,6 +58,11 @@ class Habits:
         self._openings[key] = share if known is None else known + RECENT * (share - known)
         if len(self._openings) > MOST:
             self._openings.popitem(last=False)
+
+
+def answers(step: Step) -> bool:
+    """Whether a sub-agent has ended its turn with this step."""
+    return bool(step.session.parent) and kind(step.stop, step.tools) == END
 
 
 def _of(stops: OrderedDict[tuple[str, str, str], Standing], step: Step) -> Standing:

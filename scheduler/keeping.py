@@ -12,9 +12,10 @@ from itertools import islice
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Retain
 from scheduler.admission import Gate
-from scheduler.estimates import END, TOOL, kind
+from scheduler.estimates import TOOL
 from scheduler.forecast import Forecast, Key
 from scheduler.graph import Branch, Session, Step, Workflow
+from scheduler.habits import answers
 from scheduler.knowledge import Knowledge, latest
 from scheduler.prompt import shorten
 from scheduler.workers import Worker
@@ -120,7 +121,7 @@ class Keeping:
     def returns(self, step: Step) -> list[Advice]:
         """The step has ended its session's turn: the one that called it goes on with the answer, if it was the last."""
         parent = step.session.workflow.sessions.get(step.session.parent or "")
-        if parent is None or parent.running or kind(step.stop, step.tools) != END:
+        if parent is None or parent.running or not answers(step):
             return []
         branch, seats = latest(parent), [self._advised(name) for name, _ in parent.seats.values()]
         fetching = [worker.id for worker in seats if worker is not None and worker.fetches]

@@ -171,7 +171,6 @@ class OwnerQueue:
             if len(numbers) == n:
                 return numbers
         now = self._clock()
-        keys, copies, lost = self._keys, self._copies, self._keeper.ledger.lost
         while len(numbers) < n:
             stack = device.order.first(now)
             assert stack is not None, "fewer blocks are ranked than free"
@@ -179,12 +178,8 @@ class OwnerQueue:
             if stack is not self._giving:
                 self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
             self.evicted[self._class] += count
-            for number, key in device.pop(stack, count):
-                keys[number] = None
-                if left := copies.pop(key) - 1:
-                    copies[key] = left
-                else:
-                    lost(key, DEVICE)
+            for number, _ in device.pop(stack, count):
+                self._lose(number)
                 numbers.append(number)
         self._keeper.sweep()
         return numbers

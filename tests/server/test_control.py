@@ -16,6 +16,7 @@ from kvcache.plugin.control import Control, stock
 from kvcache.policy import Hint
 from kvcache.retention import Retention
 from scheduler.actions import Prefetch, Reprioritise, Retain
+from scheduler.residency import Residency
 from server import control
 from tests.fake_worker import FakeWorker
 from tests.server.conftest import Start, Weft
@@ -65,6 +66,16 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
             await asyncio.sleep(0.01)
 
 
+async def reporting(start: Start) -> tuple[Plugin, Weft, Residency]:
+    """An engine that holds 64 tokens of "b1", of which the core has heard."""
+    plugin = Plugin()
+    plugin.holds("b1", 4)
+    weft = await start(FakeWorker(plugin=plugin))
+    residency = weft.core.scheduler.workers["w0"].residency
+    await until(lambda: residency.tokens("b1") == (64, 0))
+    return plugin, weft, residency
+
+
 async def owner_of(weft: Weft) -> str:
     """The branch of the last request, as the worker saw it."""
     return weft.workers[0].received[-1].headers["x-session-id"].partition(".")[0]
@@ -87,11 +98,7 @@ async def test_a_branch_that_waits_is_retained_and_the_end_of_its_run_releases_i
 
 
 async def test_residency_comes_from_the_engine_in_deltas_and_as_a_whole_after_a_gap(start: Start) -> None:
-    plugin = Plugin()
-    plugin.holds("b1", 4)
-    weft = await start(FakeWorker(plugin=plugin))
-    residency = weft.core.scheduler.workers["w0"].residency
-    await until(lambda: residency.tokens("b1") == (64, 0))
+    plugin, _, residency = await reporting(start)
     plugin.holds("b2", 2)
     await until(lambda: residency.tokens("b2") == (32, 0))
     assert [message["residency"]["seen"] for message in plugin.messages[:2]] == [-1, 0]
@@ -179,11 +186,7 @@ async def test_a_fetch_is_told_before_all_that_can_wait(start: Start) -> None:
 
 
 async def test_where_our_part_of_an_engine_fails_what_it_held_is_guessed_from_then_on(start: Start) -> None:
-    plugin = Plugin()
-    plugin.holds("b1", 4)
-    weft = await start(FakeWorker(plugin=plugin))
-    residency = weft.core.scheduler.workers["w0"].residency
-    await until(lambda: residency.tokens("b1") == (64, 0))
+    plugin, weft, residency = await reporting(start)
     plugin.off = True
     await until(lambda: not residency.reports)
     assert residency.tokens("b1") == (64, 0)
