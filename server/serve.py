@@ -191,7 +191,8 @@ def _specs(settings: Settings, banner: Banner) -> list[EngineSpec]:
         if not model:
             banner.line("making the embedded model") if not embedded.folder(settings.home).exists() else None
             model, shown = str(embedded.ensure(settings.home)), embedded.NAME
-            args, env = (*embedded.VLLM_ARGS, *args), (("HF_HUB_OFFLINE", "1"),)
+            numbers = ("--dtype", embedded.dtype()) if build == "cpu" else ()
+            args, env = (*embedded.VLLM_ARGS, *numbers, *args), (("HF_HUB_OFFLINE", "1"),)
         elif os.path.isdir(model):
             model = os.path.abspath(model)
         slug = _slug(shown, {spec.pool for spec in specs})

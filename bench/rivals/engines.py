@@ -40,7 +40,7 @@ START_SECONDS = 300.0
 RESET_SECONDS = 60.0
 KEPT_SECONDS = 2.0  # an idle connection; uvicorn closes it after 5
 HOME: Path = Settings.model_fields["home"].default
-CPU_ARGS = ("--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "1024")
+CPU_ARGS = ("--enforce-eager", "--max-num-seqs", "16", "--max-num-batched-tokens", "1024")
 LIMITS = {"--max-num-batched-tokens": 8192, "--max-num-seqs": 1024}
 CPU_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -195,8 +195,10 @@ class Engines:
         flags += ["--block-size", str(BLOCK), "--max-model-len", str(self.max_len)]
         flags += ["--num-gpu-blocks-override", str(build.kv_tokens // BLOCK + 1)]  # one block is vLLM's null block
         flags += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+        numbers = embedded.dtype() if self._cpu else "auto"
+        flags += ["--dtype", numbers]
         flags += [*(CPU_ARGS if self._cpu else ("--tensor-parallel-size", str(self.gpus))), *self.args]
-        gib = build.tier * build.kv_tokens * kv_bytes(model) / GIB if build.tier else 0.0
+        gib = build.tier * build.kv_tokens * kv_bytes(model, numbers) / GIB if build.tier else 0.0
         if build.policy is not None:
             flags += ["--middleware", "kvcache.plugin.guard.RequireKey", *plugin_args(self.args, gib, self._link_gbps)]
             flags += ["--additional-config", json.dumps({"weft_policy": build.policy})]
@@ -247,14 +249,14 @@ def connector() -> aiohttp.TCPConnector:
     return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS)
 
 
-def kv_bytes(model: str) -> int:
-    """Bytes of KV for each token of a model of two bytes a number."""
+def kv_bytes(model: str, numbers: str = "auto") -> int:
+    """Bytes of KV for each token of a model, of four bytes a number in float32, else of two."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * 2)
+    return int(2 * config.num_hidden_layers * heads * size * (4 if numbers == "float32" else 2))
 
 
 def stock_tier_args(gib: float, link_gbps: float) -> list[str]:

@@ -23,7 +23,20 @@ VLLM_ARGS = (
     *("--tool-call-parser", "hermes"),
 )
 
+WIDE = "avx512f"
+"""What an x86 CPU computes bfloat16 with."""
+
 _SOURCES = ("__main__.py", "corpus.txt", "chat_template.jinja")
+
+
+def dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """In which numbers the model is quickest here: an x86 CPU without AVX-512 takes four times as long to prefill in
+    bfloat16 as in float32."""
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), WIDE)
+    except OSError:
+        flags = WIDE
+    return "bfloat16" if WIDE in flags.split() else "float32"
 
 
 def folder(home: Path) -> Path:

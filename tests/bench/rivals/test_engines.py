@@ -18,6 +18,7 @@ from bench.rivals.engines import BLOCK, Build, Engines, kv_bytes, length_for
 from bench.rivals.isolation import Isolation
 from bench.rivals.process import Process, descendants, environment
 from bench.workloads.runs import Call, Piece, Run, Workload
+from server import embedded
 from server.engine import installed
 from tests.bench.rivals.runs import workload
 
@@ -148,6 +149,7 @@ def test_engines_are_stock_or_have_the_plug_in_and_a_tier_as_large_as_asked(tmp_
     config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
     (model / "config.json").write_text(json.dumps(config))
     assert kv_bytes(str(model)) == 2 * 2 * 64 * 2
+    assert kv_bytes(str(model), "float32") == 2 * 2 * 64 * 4
     engines = Engines(1, 4096, tmp_path, model=str(model), link_gbps=2.0)
 
     def tier(build: Build) -> dict:
@@ -158,7 +160,7 @@ def test_engines_are_stock_or_have_the_plug_in_and_a_tier_as_large_as_asked(tmp_
     stock, ours = tier(Build(4096, 2.0)), tier(Build(4096, 2.0, "saga"))
     assert (stock["kv_connector"], ours["kv_connector"]) == ("OffloadingConnector", "WeftConnector")
     for extra in (stock["kv_connector_extra_config"], ours["kv_connector_extra_config"]):
-        assert extra["cpu_bytes_to_use"] == 2 * 4096 * 512
+        assert extra["cpu_bytes_to_use"] == 2 * 4096 * kv_bytes(str(model), embedded.dtype())
         assert extra["link_gbps"] == 2.0
     assert '{"weft_policy": "saga"}' in engines._flags(Build(4096, 0.0, "saga"))
     assert "--scheduler-cls" not in engines._flags(Build(4096, 2.0), str(model))
