@@ -1,15 +1,14 @@
 """Device and host as one tier: of all distinct blocks the device keeps the top by rank, and the host the next.
 
-So the host gives up dead blocks first, then copies of what the device will keep, then the lowest. What is stored while
-the device has it and keeps it would be the first to go: a full host takes only what the device gives up soon, before
-it does. That is the `margin`: the blocks that the device may give up at once, for a step's prefill and for what it
-restores from the host.
+So the host gives up dead blocks first, then copies of what the device will keep, then the lowest. A copy of what the
+device keeps is room lost: a full host takes what the device gives up just when it does, before the step begins for
+which it went, and beforehand only the `margin` of what goes next, for which no step has to wait.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, merge
 from itertools import groupby, islice
@@ -28,12 +27,6 @@ SWEPT = 256
 
 TIED = 64
 """Stacks of equal rank on the host of which the deepest chunk is found at once."""
-
-FADES = 0.99
-"""Of how much is restored at once, what is left of the most there was after another restore."""
-
-LASTS = 60.0
-"""Seconds after the latest restore for which others are expected."""
 
 HOLDS = 0.1
 """Seconds for which it holds that there is nothing to move, unless something changes."""
@@ -58,12 +51,8 @@ class Contents(Protocol):
         """Whether the host has this chunk or is being given it."""
         ...
 
-    def ready(self, name: Key) -> bool:
-        """Whether it can be read."""
-        ...
-
     def depth(self, name: Key) -> int:
-        """Where in its prompt the chunk ends."""
+        """Where in its prompt it ends, of what is here or there."""
         ...
 
     @property
@@ -88,6 +77,20 @@ class Move:
     name: Key
     freed: float
     instead: Key | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A block that the device has given up for a step that has not begun: what it held is still there.
+
+    Where in its prompt it ends in tokens; `freed` as in its stack. The ledger knows the key.
+    """
+
+    number: int
+    name: Key
+    key: Key
+    depth: int
+    freed: float
 
 
 @dataclass(slots=True)
@@ -118,39 +121,47 @@ def upcoming(order: Order[S], now: float) -> Iterator[S]:
 
 
 class _Chunks:
-    """What the host gives up for blocks that come in the order of their ranks, the lowest first."""
+    """What the host gives up for blocks that come, one by one."""
 
-    def __init__(self, free: int, costless: Iterator[tuple[Key, Rank]], lowest: Iterator[tuple[Key, Rank]]) -> None:
-        self._free, self._costless, self._lowest = free, costless, lowest
+    def __init__(
+        self, contents: Contents, costless: Iterator[tuple[Key, Rank]], lowest: Iterator[tuple[Key, Rank]]
+    ) -> None:
+        self._contents, self._free, self._costless, self._lowest = contents, contents.vacant, costless, lowest
         self._given: set[Key] = set()
+        self._copy: tuple[Key, Rank] | None = None
         self._low: tuple[Key, Rank] | None = None
 
-    def take(self, rank: Rank, most: int, dear: bool) -> list[Key | None]:
+    def take(self, rank: Rank, depth: int, most: int) -> list[Key | None]:
         """Places for blocks of this rank, at most so many: the chunk that goes for each, None where none must.
 
-        Unless it is `dear`, no chunk goes that nothing else is like.
+        Of an equal rank go those that lie deeper in their prompt than `depth`.
         """
         places: list[Key | None] = [None] * min(self._free, most)
         self._free -= len(places)
-        while len(places) < most and (name := self._next(rank, dear)) is not None:
+        while len(places) < most and (name := self._next(rank, depth)) is not None:
             self._given.add(name)
             places.append(name)
         return places
 
-    def _next(self, rank: Rank, dear: bool) -> Key | None:
-        for name, its in self._costless:
-            if its <= rank:
-                self._costless = iter(())
-            elif name not in self._given:
-                return name
-        while dear:
+    def _next(self, rank: Rank, depth: int) -> Key | None:
+        while (copy := self._copy or next(self._costless, None)) is not None:
+            self._copy = copy
+            if copy[1] <= rank:
+                break
+            self._copy = None
+            if copy[0] not in self._given:
+                return copy[0]
+        while True:
             self._low = self._low or next(self._lowest, None)
-            if self._low is None or self._low[1] >= rank:
+            if self._low is None or not self._lower(*self._low, rank, depth):
                 break
             name, self._low = self._low[0], None
             if name not in self._given:
                 return name
         return None
+
+    def _lower(self, name: Key, its: Rank, rank: Rank, depth: int) -> bool:
+        return its < rank or (its == rank and self._contents.depth(name) > depth)
 
 
 class Joint:
@@ -159,9 +170,8 @@ class Joint:
     Times in seconds. Nothing is changed here but the notes on copies.
     """
 
-    def __init__(self, keeper: Keeper, contents: Contents, margin: int, soon: int) -> None:
-        self._keeper, self._contents, self._least, self._soon = keeper, contents, margin, soon
-        self.margin, self._until = margin, INFINITY
+    def __init__(self, keeper: Keeper, contents: Contents, margin: int) -> None:
+        self._keeper, self._contents, self.margin = keeper, contents, margin
         self._copies: OrderedDict[Key, None] = OrderedDict()
         self._changes = 0
         self._idle: tuple[Hashable, float] | None = None  # for what, and since when there has been nothing to move
@@ -176,11 +186,6 @@ class Joint:
         """The host has given this chunk up."""
         self._changes += 1
         self._copies.pop(name, None)
-
-    def restored(self, blocks: int, most: int, now: float) -> None:
-        """A step took so many blocks at once for what comes from the host: as many may go again, `most` in all."""
-        widest = max(blocks, FADES * (self.margin - self._least))
-        self.margin, self._until = min(most, self._least + int(widest)), now + LASTS
 
     def freed(self, name: Key) -> float | None:
         """When the device's copy of a chunk was freed; None where there is none, or it is in use."""
@@ -204,13 +209,11 @@ class Joint:
     def moves(self, most: int, now: float) -> list[Move]:
         """What the device gives up soon, the host has not, and is worth more than what the host gives up for it.
 
-        That is a chunk without content, a dead one, a copy of what the device gives up later, or for the first `soon`
-        blocks, and as many as restores take at once, one of a lower rank. Of blocks freed together for which there are
-        too few places, the first of their prompt are saved: the others are of no use without them. O(margin and its
-        stacks) whatever the host holds, and O(1) where nothing has changed since there was nothing to move.
+        That is a chunk without content, a dead one, a copy of what the device gives up later, or one of a lower rank.
+        Of blocks freed together for which there are too few places, the first of their prompt are saved: the others are
+        of no use without them. O(margin and its stacks) whatever the host holds, and O(1) where nothing has changed
+        since there was nothing to move.
         """
-        if now > self._until:
-            self.margin, self._until = self._least, INFINITY
         state = self._state(most)
         if self._idle is not None and self._idle[0] == state and now < self._idle[1] + HOLDS:
             return []
@@ -220,36 +223,50 @@ class Joint:
 
     def _found(self, most: int, now: float) -> list[Move]:
         found: list[Move] = []
-        chunks = _Chunks(self._contents.vacant, self._costless(most, now), self._lowest(now))
-        left, calm = self.margin - self._contents.idle, self._least - self._soon
+        chunks = _Chunks(self._contents, self._costless(most, now), self._lowest(now))
+        left = self.margin - self._contents.idle
         for stack in upcoming(self._keeper.device.order, now):
             if left <= 0 or len(found) == most:
                 break
             if (rank := self._rank(stack, now))[0] > DEAD:
                 going = list(self._unsaved(islice(reversed(stack.blocks), left)))
-                places = chunks.take(rank, min(len(going), most - len(found)), left > calm)
+                deepest = max((self._contents.depth(name) for _, name in going), default=0)
+                places = chunks.take(rank, deepest, min(len(going), most - len(found)))
                 if len(places) < len(going):
                     going = list(islice(self._unsaved(stack.blocks), len(places)))
                 found += (Move(*one, stack.freed, instead) for one, instead in zip(going, places, strict=False))
             left -= len(stack.blocks)
         return found
 
-    def room(self, span: Span, most: int, loses: bool, now: float) -> int:
-        """How many blocks the device can give for blocks of this span, at most so many.
+    def late(self, leaving: Sequence[Leaving], most: int, now: float) -> list[tuple[Leaving, Key | None]]:
+        """What of the blocks given up, the first that went first, is to be saved yet, at most so many, and what goes.
 
-        Nothing that is needed sooner goes for them, nor, unless it `loses`, what is alive and not on the host.
+        The latest that went, which are worth most, come first. None: nothing goes.
         """
+        found: dict[Key, tuple[Leaving, Key | None]] = {}
+        # What the device still has it keeps longer than what it gave up.
+        costless = ((name, PRICELESS) for name, _ in self._costless(most, now))
+        chunks = _Chunks(self._contents, costless, self._lowest(now))
+        for one in reversed(leaving):
+            if len(found) == most:
+                break
+            if one.name not in found and self._contents.block(one.name) is None and not self._contents.stored(one.name):
+                span = self._keeper.ledger.span(one.key)
+                assert span is not None
+                rank = self._keeper.policy.rank(Wanted(span.ranked_by, one.freed), now)
+                if rank[0] > DEAD:
+                    found.update((one.name, (one, instead)) for instead in chunks.take(rank, one.depth, 1))
+        return list(found.values())
+
+    def room(self, span: Span, most: int, now: float) -> int:
+        """How many blocks the device can give for blocks of this span, at most so many: none that is needed sooner."""
         count = min(self._contents.idle, most)
         wanted = self._keeper.policy.rank(Wanted(span.ranked_by, now), now)
         for stack in upcoming(self._keeper.device.order, now):
             rank = self._rank(stack, now)
             if rank >= wanted or count >= most or not span.owners.keys().isdisjoint(stack.span.owners):
                 break
-            for number in reversed(stack.blocks):
-                name = self._contents.name(number)
-                if rank[0] > DEAD and not loses and name is not None and not self._contents.ready(name):
-                    return min(count, most)
-                count += 1
+            count += len(stack.blocks)
         return min(count, most)
 
     def _going(self, sought: int, now: float) -> Iterator[Key]:

@@ -24,10 +24,12 @@ from vllm.utils.math_utils import cdiv
 
 from kvcache.joint import Joint
 from kvcache.keeper import Keeper
+from kvcache.plugin.free_queue import OwnerQueue
 from kvcache.plugin.host_moves import PREFIX, Jobs, Prefetches, Saves
 from kvcache.plugin.host_policy import HostManager
 from kvcache.plugin.host_rates import Rates
 from kvcache.plugin.owners import owners_of
+from kvcache.plugin.selftest import submits_first
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -35,6 +37,12 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = init_logger("vllm.weft")
+
+AHEAD = 64
+"""The part of the device's blocks that is saved before it goes, if as many may go for one step."""
+
+STALL = 0.1
+"""Seconds of copying for which a step may wait that takes much at once, as what it restores."""
 
 
 class WeftConnector(OffloadingConnector):  # type: ignore[misc]
@@ -49,12 +57,16 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         self._skipped = 0
         self._left_out: dict[str, int] = {}
         self._clock: Callable[[], float] = time.monotonic
+        self._queue: OwnerQueue | None = None
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._always = bool(extra.get("always_restore", False))
-        self._most = vllm_config.scheduler_config.max_num_batched_tokens
         self._caches = bool(vllm_config.cache_config.enable_prefix_caching)
+        # Where KV is set to zero before it is used, what a block held is gone before it could be copied.
+        self._late = submits_first() and not getattr(kv_cache_config, "needs_kv_cache_zeroing", False)
         offloading = build_offloading_config(vllm_config, kv_cache_config)
-        self._rates = Rates(offloading.groups[0].tokens_per_block, max(1, offloading.worker_kv_bytes_per_block))
+        block = offloading.groups[0].tokens_per_block
+        self._step = cdiv(vllm_config.scheduler_config.max_num_batched_tokens, block)
+        self._rates = Rates(block, max(1, offloading.worker_kv_bytes_per_block))
 
     def ranks(self, block: int) -> int:
         """How many chunks it would rank with device blocks of so many tokens; 0: the tier stays vLLM's own."""
@@ -65,8 +77,8 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             return 0
         return int(manager.policy.cache_capacity) if isinstance(manager, HostManager) else 0
 
-    def attach(self, keeper: Keeper, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
-        """Rank the host's chunks with the device's blocks; what this connector can do from now on.
+    def attach(self, keeper: Keeper, queue: OwnerQueue, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+        """Rank the host's chunks with the device's blocks, free in `queue`; what this connector can do from now on.
 
         `clock` is that of all events of owners. What copies and steps take is measured by a clock of its own.
         """
@@ -74,10 +86,11 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if not (chunks := self.ranks(keeper.block)):
             kept = manager.policy.cache_capacity if isinstance(manager, HostManager) else 0
             return {"host_tier": kept * vllm.config.kv_group_configs[0].tokens_per_chunk, "prefetch": False}
-        margin = min(cdiv(self._most, keeper.block), pool.num_gpu_blocks // 2)
-        joint = Joint(keeper, _Contents(pool, keeper, manager), margin, min(margin, pool.num_gpu_blocks // 16))
+        margin = min(self._step, pool.num_gpu_blocks // (AHEAD if self._late else 2))
+        joint = Joint(keeper, _Contents(pool, keeper, manager), margin)
         manager.policy.attach(keeper, joint, self._request, clock)
-        self._clock = clock
+        self._clock, self._queue = clock, queue
+        queue.watch(self._late)
         self._saves = Saves(vllm, pool, joint)
         self._prefetches = Prefetches(vllm, pool, keeper, joint, lambda: len(self._waiting), lambda: self._rates.blocks)
         logger.info("Weft keeps %d tokens of KV on the host", chunks * keeper.block)
@@ -87,6 +100,8 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         """The device's blocks are not ranked any more: the tier is vLLM's own from now on."""
         if self._saves is not None:
             self._saves.stop()
+            if self._queue is not None:
+                self._queue.watch(False)
             self.scheduler.manager.policy.detach()
             self.settle()
 
@@ -118,6 +133,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
             "host_blocks": len(manager.policy.chunks),
             "host_stores_total": manager.policy.stored,
             "host_saves_total": saves.saved,
+            "host_late_saves_total": saves.late,
             "host_refused_total": manager.refused,
             "host_evictions_total": manager.policy.evicted,
             "prefetch_blocks_total": prefetches.loaded,
@@ -152,10 +168,6 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if self._prefetches is not None:
             self._waiting.discard(request.request_id)
             self._safely(lambda prefetches: prefetches.count(blocks.blocks[0]))
-            if num_external_tokens:
-                blocks = cdiv(num_external_tokens, self._rates.block)
-                most, now = self._kv_cache_manager.block_pool.num_gpu_blocks // 2, self._clock()
-                self.scheduler.manager.policy.safely(lambda joint: joint.restored(blocks, most, now))
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended, or will not come to run."""
@@ -220,9 +232,15 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
                 with self._lock():
                     self._saves.start(saves, now)
                     if policy.joint is not None:
-                        loads = self._prefetches.start(bool(self._saves), now)
+                        loads = self._prefetches.start(now)
+                    if policy.joint is not None and self._queue is not None:
+                        most = max(self._step, int(STALL * (self._rates.blocks or 0.0)))
+                        self._flush |= self._saves.start_late(self._queue.leaving, saves, most, now)
             except Exception as why:
                 policy.fail(why)
+            finally:
+                if self._queue is not None:
+                    self._queue.let_go()
         return saves, loads
 
     def _done(self, ours: Any, job: int, workers: int) -> None:
@@ -271,14 +289,12 @@ class _Contents:
         """Whether the host has it or is being given it."""
         return name in self._policy.chunks
 
-    def ready(self, name: Any) -> bool:
-        """Whether it can be read."""
-        chunk = self._policy.chunks.get(name)
-        return chunk is not None and bool(chunk.is_ready)
-
     def depth(self, name: Any) -> int:
-        """Where in its prompt the chunk ends, in tokens."""
-        return self._policy.depths.get(name, 0)
+        """Where in its prompt it ends, in tokens."""
+        if (depth := self._policy.depths.get(name)) is not None:
+            return depth
+        block = self._pool.cached_block_hash_to_block.get_one_block(name)
+        return 0 if block is None else block.block_hash_num_tokens or 0
 
     @property
     def idle(self) -> int:

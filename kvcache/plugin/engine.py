@@ -239,7 +239,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
             self._lacks("host_tier", f"{type(self.connector).__name__} keeps what it keeps in an order of its own")
             return None
         try:
-            self.abilities |= self.connector.attach(keeper, self.clock)
+            self.abilities |= self.connector.attach(keeper, queue, self.clock)
         except Exception as why:
             self._lacks("host_tier", reason(why))
             return None

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from kvcache.joint import Leaving
 from kvcache.keeper import Keeper
 from kvcache.ledger import ANONYMOUS, DEVICE, Key
+from kvcache.policy import DEAD
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -52,7 +54,8 @@ class OwnerQueue:
         self._copies: dict[Key, int] = {}  # blocks by key: one in each KV group, and doubles
         self._ranks = True
         self._giving: object = None  # the stack that gave up the last block; `evicted` counts it as it began
-        self._class = 0
+        self._class = DEAD
+        self._leaving: list[Leaving] | None = None  # None: nobody asks
         self.evicted = [0, 0, 0, 0]
         self.append_n(list(free))
 
@@ -129,6 +132,7 @@ class OwnerQueue:
             return False
         self._spare.update(dict.fromkeys(self._keeper.device))
         self._keys = [None] * len(self._keys)
+        self._leaving = None if self._leaving is None else []
         self._copies.clear()
         self._keeper.cleared(DEVICE)
         return True
@@ -136,6 +140,24 @@ class OwnerQueue:
     def stop(self) -> None:
         """From now on the order is vLLM's."""
         self._ranks = False
+
+    def watch(self, on: bool) -> None:
+        """Whether somebody asks for what is `leaving`, and lets go of it after each step that is planned."""
+        self.let_go()
+        self._leaving = [] if on else None
+
+    @property
+    def leaving(self) -> Sequence[Leaving]:
+        """What was given up since `let_go` and somebody may need, the first that went first. Its owners are known."""
+        return self._leaving or ()
+
+    def let_go(self) -> None:
+        """What was given up is gone."""
+        if self._leaving:
+            leaving, self._leaving = self._leaving, []
+            for one in leaving:
+                self._lose_copy(one.key)
+            self._keeper.sweep()
 
     def _order(self) -> Iterator[int]:
         if self._ranks:
@@ -178,11 +200,22 @@ class OwnerQueue:
             if stack is not self._giving:
                 self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
             self.evicted[self._class] += count
-            for number, _ in device.pop(stack, count):
+            going = device.pop(stack, count)
+            if self._leaving is not None and self._class > DEAD:
+                self._leaving += self._held(going, stack.freed)
+            for number, _ in going:
                 self._lose(number)
                 numbers.append(number)
         self._keeper.sweep()
         return numbers
+
+    def _held(self, going: Iterable[tuple[int, Key]], freed: float) -> Iterator[Leaving]:
+        for number, key in going:
+            block = self._blocks[number]
+            if block.block_hash is None:
+                continue
+            self._copies[key] += 1
+            yield Leaving(number, block.block_hash, key, block.block_hash_num_tokens or 0, freed)
 
     def _declare(self, named: Iterable[tuple[int, Key]], owner: str = ANONYMOUS) -> None:
         # The new keys come before the old ones go: of a block that changed its hash in use, the old key may be the new
@@ -228,10 +261,13 @@ class OwnerQueue:
     def _lose(self, number: int) -> None:
         if (key := self._keys[number]) is not None:
             self._keys[number] = None
-            if left := self._copies.pop(key) - 1:
-                self._copies[key] = left
-            else:
-                self._keeper.ledger.lost(key, DEVICE)
+            self._lose_copy(key)
+
+    def _lose_copy(self, key: Key) -> None:
+        if left := self._copies.pop(key) - 1:
+            self._copies[key] = left
+        else:
+            self._keeper.ledger.lost(key, DEVICE)
 
     def _fail(self, why: Exception) -> None:
         self.stop()

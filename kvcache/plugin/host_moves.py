@@ -8,14 +8,14 @@ waits for the copy first (its fence). One that is being filled is nobody's and h
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import TransferJob
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext
 
-from kvcache.joint import Joint
+from kvcache.joint import Joint, Leaving
 from kvcache.keeper import Keeper
 from kvcache.plugin.host_policy import Coming, HostManager
 
@@ -30,9 +30,6 @@ MOST_BLOCKS = 64
 MOST_WISHES = 256
 LONGEST = 60.0
 """Seconds that a prefetch may wait for its turn."""
-
-PUT_OFF = 0.05
-"""Seconds for which a prefetch is not looked at again for which there was no room."""
 
 Jobs = dict[int, TransferJob]
 
@@ -57,13 +54,16 @@ def _landed(flights: dict[int, _Flight], job: int, workers: int) -> _Flight | No
 
 
 class Saves:
-    """What the device gives up soon and the host has not, on its way there. `vllm`: the scheduler of its connector."""
+    """What the device gives up soon and the host has not, on its way there. `vllm`: the scheduler of its connector.
+
+    `saved` counts the blocks, `late` those for which a step waited.
+    """
 
     def __init__(self, vllm: Any, pool: Any, joint: Joint) -> None:
         self._vllm, self._pool, self._joint = vllm, pool, joint
         self._manager: HostManager = vllm.manager
         self._flights: dict[int, _Flight] = {}
-        self.saved = 0
+        self.saved = self.late = 0
         self.on = True
 
     def __len__(self) -> int:
@@ -81,20 +81,33 @@ class Saves:
         moves = self._joint.moves(room, now) if self._manager.policy.joint is not None else []
         for start in range(0, len(moves), MOST_BLOCKS):
             part = moves[start : start + MOST_BLOCKS]
-            context = ReqContext(req_id=PREFIX + "save")
-            self._manager.on_new_request(context)
             going: list[Any] = [one.instead for one in part if one.instead is not None]
             coming: dict[Any, Coming] = {one.name: (one.freed, self._depth(one.number)) for one in part}
-            output = self._manager.move(coming, going, context)
-            if output is None or not output.keys_to_store:
+            if (job := self._begin(jobs, {one.name: one.number for one in part}, coming, going)) is None:
                 break
-            numbers = {one.name: one.number for one in part}
-            job, names = self._vllm._generate_job_id(), list(output.keys_to_store)
-            blocks = [numbers[name] for name in names]
-            for number in blocks:
+            for number in self._flights[job].numbers:
                 self._vllm._block_id_to_pending_jobs.setdefault(number, set()).add(job)
-            self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
-            jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
+
+    def start_late(self, leaving: Sequence[Leaving], jobs: Jobs, most: int, now: float) -> set[int]:
+        """Copies of what the device has given up for this step, which waits for them: those that are returned.
+
+        At most so many blocks.
+        """
+        late: set[int] = set()
+        if not leaving or not self.on or not self._manager.unsaved:
+            return late
+        self._manager.policy.settle()
+        found = self._joint.late(leaving, most, now)
+        for start in range(0, len(found), MOST_BLOCKS):
+            part = found[start : start + MOST_BLOCKS]
+            going: list[Any] = [instead for _, instead in part if instead is not None]
+            coming: dict[Any, Coming] = {one.name: (one.freed, one.depth) for one, _ in part}
+            if (job := self._begin(jobs, {one.name: one.number for one, _ in part}, coming, going)) is None:
+                break
+            flight = self._flights[job]
+            self.late, flight.numbers = self.late + len(flight.names), []  # what they hold is not theirs any more
+            late.add(job)
+        return late
 
     def done(self, job: int, workers: int) -> None:
         """So many workers have done with it."""
@@ -108,6 +121,20 @@ class Saves:
                 if not jobs:
                     del pending[number]
         self._manager.complete_store(flight.names, flight.context)
+
+    def _begin(self, jobs: Jobs, numbers: dict[Any, int], coming: dict[Any, Coming], going: list[Any]) -> int | None:
+        """One copy of these blocks by name, in place of what goes; None: there is no place."""
+        context = ReqContext(req_id=PREFIX + "save")
+        self._manager.on_new_request(context)
+        output = self._manager.move(coming, going, context)
+        if output is None or not output.keys_to_store:
+            return None
+        job: int = self._vllm._generate_job_id()
+        names = list(output.keys_to_store)
+        blocks = [numbers[name] for name in names]
+        self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
+        jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
+        return job
 
     def _depth(self, number: int) -> int:
         return self._pool.blocks[number].block_hash_num_tokens or 0
@@ -125,11 +152,10 @@ class Saves:
 
 @dataclass(slots=True)
 class _Wish:
-    """A prefetch: until when in seconds, up to where in the owner's line all is on the device, when to look again."""
+    """A prefetch: until when in seconds, and up to where in the owner's line all is on the device."""
 
     due: float
     at: int = 0
-    again: float = 0.0
 
 
 class Prefetches:
@@ -173,8 +199,8 @@ class Prefetches:
         if self._wishes.pop(owner, None) is not None:
             self.dropped += 1
 
-    def start(self, saving: bool, now: float) -> Jobs:
-        """The copy to begin with this step. `saving`: something is on its way to the host, which makes room."""
+    def start(self, now: float) -> Jobs:
+        """The copy to begin with this step."""
         for owner in [owner for owner, wish in self._wishes.items() if wish.due < now]:
             self.cancel(owner)
         if self._flights or (self._wishes and self._waits()):
@@ -182,20 +208,13 @@ class Prefetches:
         while self._wishes:
             owner = min(self._wishes, key=lambda one: self._wishes[one].due)
             wish = self._wishes[owner]
-            if now < wish.again:
-                return {}
             missing = self._missing(owner, wish, MOST_BLOCKS)
             if not missing:
                 del self._wishes[owner]
-                continue
-            most = self._most(missing, wish, saving, now)
-            if most <= 0:
-                if saving:
-                    wish.again = now + PUT_OFF
-                    return {}
+            elif (most := self._most(missing, wish, now)) > 0:
+                return self._begin(missing[:most])
+            else:
                 self.cancel(owner)
-                continue
-            return self._begin(missing[:most])
         return {}
 
     def done(self, job: int, workers: int) -> None:
@@ -262,8 +281,8 @@ class Prefetches:
                 wish.at = at + 1
         return found
 
-    def _most(self, missing: list[tuple[bytes, int]], wish: _Wish, saving: bool, now: float) -> int:
-        """How many of them there is room and time for. Something is lost for them only where nothing more is saved."""
+    def _most(self, missing: list[tuple[bytes, int]], wish: _Wish, now: float) -> int:
+        """How many of them there is room and time for."""
         most = self._pool.get_num_free_blocks() - self._pool.num_gpu_blocks // 8
         if (speed := self._speed()) is not None:
             most = min(most, int((wish.due - now) * speed))
@@ -271,8 +290,7 @@ class Prefetches:
         if span is None or most <= 0:
             return 0
         self._manager.policy.settle()
-        most = min(most, len(missing))
-        return self._joint.room(span, most, False, now) or (not saving and self._joint.room(span, most, True, now))
+        return self._joint.room(span, min(most, len(missing)), now)
 
     def _begin(self, missing: list[tuple[bytes, int]]) -> Jobs:
         names = [name for name, _ in missing]

@@ -219,6 +219,35 @@ def _trip(pool: Any) -> list[Any]:
     return said
 
 
+def submits_first(worker: Any = None) -> bool:
+    """Whether a worker copies what it is to store and to wait for before it computes, as vLLM 0.32 does."""
+    said: list[tuple[str, Any]] = []
+
+    class Copies:
+        def submit_store(self, job: int, *_: Any) -> bool:
+            said.append(("copy", job))
+            return True
+
+        def wait(self, jobs: Any) -> None:
+            said.append(("wait", sorted(jobs)))
+
+    try:
+        from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+            OffloadingConnectorMetadata,
+            TransferJob,
+        )
+        from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
+        from vllm.v1.kv_offload.base import GPULoadStoreSpec
+
+        tried = object.__new__(worker or OffloadingConnectorWorker)
+        tried.worker, tried._is_store_writer, tried._unsubmitted_store_jobs = Copies(), True, []
+        job = TransferJob("a request", GPULoadStoreSpec([0], [1], [0]), GPULoadStoreSpec([0], [1], [0]))
+        tried.handle_preemptions(OffloadingConnectorMetadata(load_jobs={}, store_jobs={7: job}, jobs_to_flush={7}))
+    except Exception:
+        return False
+    return said == [("copy", 7), ("wait", [7])]
+
+
 def main() -> None:
     """Print what would be found."""
     import vllm

@@ -50,6 +50,7 @@ def test_nothing_is_lost_doubled_or_read_before_it_is_loaded_whatever_happens(ho
     assert play["left"] == [0, 0, 0]
     assert play["waiting"] == 0
     assert min(play["aborts"], play["resets"], play["filled"]) > 0
+    assert play["gauges"]["host_late_saves_total"] > 0
     assert play["race"]["same"]
     assert play["race"]["cached"] > 0
     assert play["race"]["used"] > 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcache.joint import Joint, upcoming
+from kvcache.joint import Joint, Leaving, upcoming
 from kvcache.keeper import Keeper
 from kvcache.ledger import DEVICE, HOST, Key
 from kvcache.order import Order
@@ -20,13 +20,12 @@ HERE = 1000.0
 class Engine:
     """A device of numbered blocks and a host of named chunks, both as plain dicts. A name is its key."""
 
-    def __init__(self, room: int, chunks: int, margin: int, soon: int = 0, policy: str = "belady") -> None:
+    def __init__(self, room: int, chunks: int, margin: int, policy: str = "belady") -> None:
         self.keeper = Keeper(POLICIES[policy](), 1)
         self.blocks: dict[int, Key] = {}
         self.chunks: dict[Key, int] = {}
-        self.coming: set[Key] = set()
         self.room, self.size = room, chunks
-        self.joint = Joint(self.keeper, self, margin, soon)
+        self.joint = Joint(self.keeper, self, margin)
 
     def block(self, name: Key) -> int | None:
         return next((number for number, key in self.blocks.items() if key == name), None)
@@ -36,9 +35,6 @@ class Engine:
 
     def stored(self, name: Key) -> bool:
         return name in self.chunks
-
-    def ready(self, name: Key) -> bool:
-        return name in self.chunks and name not in self.coming
 
     def depth(self, name: Key) -> int:
         return int(str(name)[1:])
@@ -73,13 +69,18 @@ class Engine:
         self.keeper.host.put([(name, name) for name in reversed(names)], now)
         self.joint.copied(names)
 
-    def evict(self, count: int) -> list[Key]:
-        """The device gives up its next blocks."""
-        gone = self.keeper.device.take(count, HERE)
-        for number, key in gone:
+    def evict(self, count: int, held: bool = False) -> list[Leaving]:
+        """The device gives up its next blocks; `held`: what is known of them is."""
+        gone = []
+        for _ in range(count):
+            stack = self.keeper.device.order.first(HERE)
+            assert stack is not None
+            ((number, key),) = self.keeper.device.pop(stack, 1)
+            gone.append(Leaving(number, key, key, self.depth(key), stack.freed))
             del self.blocks[number]
-            self.keeper.ledger.lost(key, DEVICE)
-        return [key for _, key in gone]
+        for one in [] if held else gone:
+            self.keeper.ledger.lost(one.key, DEVICE)
+        return gone
 
     def give_up(self, names: list[Key]) -> None:
         """The host gives up these."""
@@ -148,7 +149,7 @@ def test_what_the_device_gives_up_soon_is_saved_in_place_of_what_it_keeps() -> N
 
 
 def test_nothing_of_a_higher_rank_goes_for_it() -> None:
-    engine = Engine(room=4, chunks=2, margin=4, soon=4)
+    engine = Engine(room=4, chunks=2, margin=4)
     engine.ran("a", 2, HERE + 1)
     engine.store(["a0", "a1"])
     engine.ran("b", 2, HERE + 5)
@@ -161,38 +162,60 @@ def test_nothing_of_a_higher_rank_goes_for_it() -> None:
     assert [(move.name, move.instead) for move in engine.joint.moves(100, HERE)] == [("b1", "a1"), ("b0", "a0")]
 
 
-def test_only_what_goes_very_soon_costs_another_its_place() -> None:
-    engine = Engine(room=4, chunks=2, margin=4, soon=0)
-    engine.ran("a", 2, HERE + 1)
-    engine.store(["a0", "a1"])
-    engine.keeper.told("a", Hint(HERE, next_use=HERE + 20), HERE)
-    engine.ran("b", 2, HERE + 5)
-    engine.evict(2)
-    engine.ran("c", 2, HERE + 1)
-    assert engine.joint.moves(100, HERE) == []
-
-
 def test_of_what_does_not_fit_as_a_whole_the_start_is_saved() -> None:
     engine = Engine(room=6, chunks=2, margin=6)
     engine.ran("a", 6, HERE + 1)
     assert [move.name for move in engine.joint.moves(100, HERE)] == ["a0", "a1"]
 
 
-def test_there_is_room_for_what_is_needed_sooner_and_nothing_unsaved_goes_for_it() -> None:
-    engine = Engine(room=4, chunks=8, margin=4)
+def saved(engine: Engine, leaving: list[Leaving], most: int = 100) -> list[tuple[Key, Key | None]]:
+    return [(one.name, instead) for one, instead in engine.joint.late(leaving, most, HERE)]
+
+
+def test_what_went_unsaved_takes_the_place_of_what_is_worth_less_the_last_that_went_first() -> None:
+    engine = Engine(room=6, chunks=3, margin=6)
+    engine.ran("z", 3, HERE + 90)
+    engine.store(["z0", "z1", "z2"])
+    engine.evict(3)
+    engine.ran("a", 2, HERE + 50)
+    engine.ran("b", 2, HERE + 5)
+    leaving = engine.evict(4, held=True)
+    assert [one.name for one in leaving] == ["a1", "a0", "b1", "b0"]
+    assert saved(engine, leaving) == [("b0", "z2"), ("b1", "z1"), ("a0", "z0")]
+    assert saved(engine, leaving, 1) == [("b0", "z2")]
+
+
+def test_what_went_takes_the_place_of_what_is_of_no_use_without_it() -> None:
+    engine = Engine(room=6, chunks=3, margin=6)
+    engine.ran("a", 6, HERE + 5)
+    engine.store(["a3", "a4", "a5"])
+    leaving = engine.evict(6, held=True)
+    assert saved(engine, leaving) == [("a0", "a5"), ("a1", "a4"), ("a2", "a3")]
+
+
+def test_what_is_on_the_host_or_on_the_device_again_is_not_saved_late() -> None:
+    engine = Engine(room=6, chunks=4, margin=6)
+    engine.ran("a", 2, HERE + 5)
+    engine.store(["a0"])
+    leaving = engine.evict(2, held=True)
+    assert saved(engine, leaving) == [("a1", None)]
+    engine.blocks[5] = "a1"
+    assert saved(engine, leaving) == []
+
+
+def test_there_is_room_for_what_is_needed_sooner() -> None:
+    engine = Engine(room=6, chunks=8, margin=6)
     engine.ran("a", 2, HERE + 1)
-    engine.store(["a0", "a1"])
     engine.ran("b", 2, HERE + 5)
     engine.ran("x", 0, HERE + 3)
     engine.keeper.wrote("x", None, ["x0", "x1"], HERE)
     engine.store(["x0", "x1"])
     span = engine.keeper.ledger.span("x0")
-    assert engine.joint.room(span, 9, False, HERE) == 0
-    assert engine.joint.room(span, 9, True, HERE) == 2
-    engine.store(["b1"])
-    assert engine.joint.room(span, 9, False, HERE) == 1
-    engine.coming.add("b1")
-    assert engine.joint.room(span, 9, False, HERE) == 0
+    assert span is not None
+    assert engine.joint.room(span, 9, HERE) == 4
+    engine.ran("c", 2, HERE + 2)
+    assert engine.joint.room(span, 9, HERE) == 2
+    assert engine.joint.room(span, 1, HERE) == 1
 
 
 def test_a_full_host_takes_only_what_costs_nothing() -> None:
@@ -207,7 +230,7 @@ def test_a_full_host_takes_only_what_costs_nothing() -> None:
 
 def test_agents_in_turn_that_fit_both_tiers_together_lose_next_to_nothing() -> None:
     agents, size = 6, 14
-    engine, found, asked, now = Engine(room=48, chunks=48, margin=23, soon=3), 0, 0, HERE
+    engine, found, asked, now = Engine(room=48, chunks=48, margin=23), 0, 0, HERE
     for turn in range(10 * agents):
         agent = turn % agents
         owner = "abcdef"[agent]
@@ -251,7 +274,7 @@ class Counting(Engine):
 @pytest.mark.parametrize("sooner", [True, False])
 def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: bool) -> None:
     margin, chunks = 32, 6000
-    engine = Counting(room=64, chunks=chunks, margin=margin, soon=8)
+    engine = Counting(room=64, chunks=chunks, margin=margin)
     keeper = engine.keeper
     for owner in range(stacks):
         keys = [f"{chr(1000 + owner)}{place}" for place in range(chunks // stacks)]
@@ -273,7 +296,7 @@ def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: b
 
 def settled() -> Counting:
     """An engine in which there was nothing to move."""
-    engine = Counting(room=4, chunks=2, margin=4, soon=4)
+    engine = Counting(room=4, chunks=2, margin=4)
     engine.ran("a", 2, HERE + 1)
     engine.store(["a0", "a1"])
     engine.evict(2)
@@ -301,7 +324,7 @@ def test_after_a_while_it_is_looked_at_again_though_nothing_is_known_to_have_cha
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_save_never_loses_what_ranks_higher_than_what_is_saved(data: st.DataObject) -> None:
-    engine = Engine(room=12, chunks=data.draw(st.integers(1, 8)), margin=data.draw(st.integers(0, 12)), soon=6)
+    engine = Engine(room=12, chunks=data.draw(st.integers(1, 8)), margin=data.draw(st.integers(0, 12)))
     for owner in data.draw(st.lists(st.sampled_from("abcde"), min_size=1, max_size=12)):
         count = data.draw(st.integers(1, 4))
         while engine.idle < count:
@@ -322,3 +345,26 @@ def test_a_save_never_loses_what_ranks_higher_than_what_is_saved(data: st.DataOb
                 kept = engine.keeper.ledger.span(move.name)
                 assert rank(Run(lost.owners, HERE), HERE) <= rank(Run(kept.owners, HERE), HERE)
         engine.save()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_what_is_saved_late_leaves_the_host_with_the_best_of_both(data: st.DataObject) -> None:
+    chunks = data.draw(st.integers(1, 8))
+    engine, rank = Engine(room=12, chunks=chunks, margin=12), {}
+    for owner in data.draw(st.lists(st.sampled_from("abcde"), min_size=1, unique=True)):
+        count, next_use = data.draw(st.integers(1, 4)), HERE + data.draw(st.integers(1, 50))
+        engine.evict(max(0, count - engine.idle))
+        engine.ran(owner, count, next_use)
+        names = [f"{owner}{place}" for place in range(count)]
+        rank |= dict.fromkeys(names, -next_use)
+        if engine.vacant >= count and data.draw(st.booleans()):
+            engine.store(names)
+    leaving = engine.evict(data.draw(st.integers(0, len(engine.blocks))), held=True)
+    moves = engine.joint.late(leaving, 100, HERE)
+    gone = [instead for _, instead in moves if instead is not None]
+    left = [*(name for name in engine.chunks if name not in gone), *(one.name for one, _ in moves)]
+    assert len(left) == len(set(left)) <= chunks
+    only = {one.name for one in leaving} | {name for name in engine.chunks if engine.block(name) is None}
+    best = sorted((rank[name] for name in only), reverse=True)[:chunks]
+    assert sorted((rank[name] for name in left if name in only), reverse=True) == best

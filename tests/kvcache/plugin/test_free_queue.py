@@ -141,6 +141,36 @@ class Unnamed(Pools):
     owners = (ANONYMOUS,)
 
 
+class Watched(Pools):
+    """What was given up is known until it is let go, and is then as it is where nobody watches."""
+
+    @initialize()
+    def watch(self) -> None:
+        self.queue.watch(True)
+        self.held: dict[int, Any] = {}
+
+    @property
+    def queue(self) -> OwnerQueue:
+        queue = self.engines[1].queue
+        assert queue is not None
+        return queue
+
+    @rule()
+    def let_go(self) -> None:
+        self.queue.let_go()
+        assert not self.queue.leaving
+        assert all(self.engines[1].keeper.ledger.copies(key, DEVICE) == 1 for key in self.queue._copies)
+        assert sum(self.queue._copies.values()) == sum(key is not None for key in self.queue._keys)
+
+    @invariant()
+    def what_leaves_is_known(self) -> None:
+        if not hasattr(self, "held"):
+            return
+        for one in self.queue.leaving:
+            assert one.name[:-4] == one.key
+            assert self.engines[1].keeper.ledger.copies(one.key, DEVICE) == 1
+
+
 class Failing(Policy):
     """LRU, until it fails: not at once."""
 
@@ -184,8 +214,9 @@ class Faulty(Pools):
 TestLRU = Pools.TestCase
 TestUnnamed = Unnamed.TestCase
 TestFaulty = Faulty.TestCase
+TestWatched = Watched.TestCase
 LONG = settings(max_examples=80, stateful_step_count=30, deadline=None)
-TestLRU.settings = TestUnnamed.settings = TestFaulty.settings = LONG
+TestLRU.settings = TestUnnamed.settings = TestFaulty.settings = TestWatched.settings = LONG
 
 
 def test_a_ranking_that_names_blocks_that_are_not_free_is_not_believed() -> None:

@@ -69,21 +69,15 @@ def engine(room: int) -> Engine:
     return made
 
 
-def test_a_prefetch_that_has_no_room_is_not_looked_at_again_at_once() -> None:
+def test_a_prefetch_that_has_no_room_is_dropped() -> None:
     made = engine(room=0)
-    assert made.prefetches.start(True, HERE) == {}
-    seen = made.looks
-    assert seen > 0
-    for step in range(4):
-        assert made.prefetches.start(True, HERE + 0.01 * step) == {}
-    assert made.looks == seen
-    made.room = 2
-    assert list(made.prefetches.start(True, HERE + 0.06)) == [7]
+    assert made.prefetches.start(HERE) == {}
+    assert (len(made.prefetches), made.prefetches.dropped) == (0, 1)
 
 
 def test_a_load_that_ends_badly_gives_its_blocks_back() -> None:
     made = engine(room=2)
-    assert list(made.prefetches.start(False, HERE)) == [7]
+    assert list(made.prefetches.start(HERE)) == [7]
     with pytest.raises(RuntimeError):
         made.prefetches.done(7, 1)
     assert sorted(made.freed) == [0, 1]

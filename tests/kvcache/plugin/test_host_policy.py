@@ -38,7 +38,7 @@ class Tier:
         self.flights: list[tuple[list[bytes], ReqContext]] = []
         self.count = 0
         if attached:
-            self.manager.policy.attach(self.keeper, Joint(self.keeper, self, 4, 4), self.requests.get, lambda: self.now)
+            self.manager.policy.attach(self.keeper, Joint(self.keeper, self, 4), self.requests.get, lambda: self.now)
 
     def block(self, name: Any) -> None:
         return None

@@ -11,13 +11,14 @@ from enum import Enum
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.worker import OffloadingConnectorWorker
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue
 
 from kvcache.plugin import engine, selftest
-from kvcache.plugin.selftest import Seams, Tiers, failures
+from kvcache.plugin.selftest import Seams, Tiers, failures, submits_first
 from kvcache.plugin.versions import supported
 from tests.kvcache.plugin.schedulers import Played
 
@@ -157,6 +158,19 @@ def test_an_engine_does_without_what_it_lacks(
 ])  # fmt: skip
 def test_the_versions_it_was_made_for(version: str, yes: bool) -> None:
     assert supported(version) is yes
+
+
+class CopiesLater(OffloadingConnectorWorker):
+    """One that waits for what it has not begun to copy."""
+
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        self.worker.wait(kv_connector_metadata.jobs_to_flush)  # type: ignore[union-attr]
+
+
+def test_what_a_step_takes_can_be_copied_before_it_begins_where_the_worker_does_so() -> None:
+    assert submits_first()
+    assert not submits_first(CopiesLater)
+    assert not submits_first(object)
 
 
 def test_it_prints_what_it_finds() -> None:
