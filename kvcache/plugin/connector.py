@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.weft")
 
-AHEAD = 64
-"""The part of the device's blocks that is saved before it goes, if as many may go for one step."""
+AHEAD, FAR_AHEAD = 64, 16
+"""The part of the device's blocks that is saved before it goes, if a step may take as many: the other where what went
+can not be saved any more."""
 
 STALL = 0.1
-"""Seconds of copying for which a step may wait that takes much at once, as what it restores."""
+"""Seconds of copying for which a step waits at most."""
 
 
 class WeftConnector(OffloadingConnector):  # type: ignore[misc]
@@ -86,13 +87,16 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         if not (chunks := self.ranks(keeper.block)):
             kept = manager.policy.cache_capacity if isinstance(manager, HostManager) else 0
             return {"host_tier": kept * vllm.config.kv_group_configs[0].tokens_per_chunk, "prefetch": False}
-        margin = min(self._step, pool.num_gpu_blocks // (AHEAD if self._late else 2))
+        if not self._late:
+            logger.warning("Weft saves KV ahead of its eviction only: this vLLM copies nothing before it computes")
+        margin = min(self._step, pool.num_gpu_blocks // (AHEAD if self._late else FAR_AHEAD))
         joint = Joint(keeper, _Contents(pool, keeper, manager), margin)
         manager.policy.attach(keeper, joint, self._request, clock)
-        self._clock, self._queue = clock, queue
-        queue.watch(self._late)
+        self._clock = clock
         self._saves = Saves(vllm, pool, joint)
         self._prefetches = Prefetches(vllm, pool, keeper, joint, lambda: len(self._waiting), lambda: self._rates.blocks)
+        self._queue = queue
+        queue.watch(self._late)
         logger.info("Weft keeps %d tokens of KV on the host", chunks * keeper.block)
         return {"host_tier": chunks * keeper.block, "prefetch": True}
 
@@ -100,10 +104,10 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         """The device's blocks are not ranked any more: the tier is vLLM's own from now on."""
         if self._saves is not None:
             self._saves.stop()
-            if self._queue is not None:
-                self._queue.watch(False)
             self.scheduler.manager.policy.detach()
             self.settle()
+            if self._queue is not None:
+                self._queue.watch(False)
 
     def left_out(self, request: str) -> int:
         """Tokens of a request that the host has, and that are computed all the same, as that is sooner done."""
@@ -214,6 +218,9 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         """Empty the host tier."""
         if self._saves is not None and self._prefetches is not None:
             self._flush |= self._saves.forget() | self._prefetches.forget()
+        # vLLM's own part stands no second reset before the next step.
+        self._flush |= self.scheduler._current_batch_jobs_to_flush
+        self.scheduler._current_batch_jobs_to_flush = set()
         return super().reset_cache()  # type: ignore[no-any-return]
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
@@ -230,18 +237,22 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
                 self.detach()  # not in the step in which a copy began: its block may be freed only once workers know it
             try:
                 with self._lock():
-                    self._saves.start(saves, now)
                     if policy.joint is not None:
                         loads = self._prefetches.start(now)
                     if policy.joint is not None and self._queue is not None:
-                        most = max(self._step, int(STALL * (self._rates.blocks or 0.0)))
-                        self._flush |= self._saves.start_late(self._queue.leaving, saves, most, now)
+                        self._saves.start_late(self._queue.leaving, saves, self._flush, self._most_late, now)
+                        self._queue.let_go()
+                    self._saves.start(saves, now)
             except Exception as why:
                 policy.fail(why)
-            finally:
-                if self._queue is not None:
-                    self._queue.let_go()
         return saves, loads
+
+    @property
+    def _most_late(self) -> int:
+        """Blocks for whose copies a step may wait: none where they would be computed anew all the same."""
+        if self._rates.recomputes and not self._always:
+            return 0
+        return self._step if self._rates.blocks is None else int(STALL * self._rates.blocks)
 
     def _done(self, ours: Any, job: int, workers: int) -> None:
         try:

@@ -127,6 +127,10 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         self._safely(self._left, request)
         return found
 
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self._safely(self._unsay, request)
+        super()._preempt_request(request, *args, **kwargs)
+
     def _free_request_blocks(self, request: Request) -> None:
         self._safely(self._freeing, request)
         super()._free_request_blocks(request)
@@ -164,6 +168,16 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
     def _stepped(self, steps: Steps, output: Any) -> None:
         if self._connected is not None:
             self._connected.stepped(output)
+
+    def _unsay(self, steps: Steps, request: Request) -> None:
+        # vLLM names blocks when it plans what fills them. A request that is preempted in the very step for which it was
+        # planned leaves such as hold nothing of the kind.
+        coordinator, pool = self.kv_cache_manager.coordinator, self.kv_cache_manager.block_pool
+        groups = coordinator.get_blocks(request.request_id)
+        for manager, blocks in zip(coordinator.single_type_managers, groups, strict=True):
+            for block in blocks[request.num_computed_tokens // manager.block_size :]:
+                if block.block_hash is not None and block.ref_cnt == 1:
+                    pool._maybe_evict_cached_block(block)
 
     def _freeing(self, steps: Steps, request: Request) -> None:
         groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from kvcache.joint import Leaving
 from kvcache.keeper import Keeper
 from kvcache.ledger import ANONYMOUS, DEVICE, Key
-from kvcache.policy import DEAD
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -54,7 +53,7 @@ class OwnerQueue:
         self._copies: dict[Key, int] = {}  # blocks by key: one in each KV group, and doubles
         self._ranks = True
         self._giving: object = None  # the stack that gave up the last block; `evicted` counts it as it began
-        self._class = DEAD
+        self._class = 0
         self._leaving: list[Leaving] | None = None  # None: nobody asks
         self.evicted = [0, 0, 0, 0]
         self.append_n(list(free))
@@ -148,7 +147,7 @@ class OwnerQueue:
 
     @property
     def leaving(self) -> Sequence[Leaving]:
-        """What was given up since `let_go` and somebody may need, the first that went first. Its owners are known."""
+        """What was given up since `let_go`, the first that went first. Its owners are known."""
         return self._leaving or ()
 
     def let_go(self) -> None:
@@ -201,7 +200,7 @@ class OwnerQueue:
                 self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
             self.evicted[self._class] += count
             going = device.pop(stack, count)
-            if self._leaving is not None and self._class > DEAD:
+            if self._leaving is not None:
                 self._leaving += self._held(going, stack.freed)
             for number, _ in going:
                 self._lose(number)

@@ -74,7 +74,7 @@ class Saves:
 
     def start(self, jobs: Jobs, now: float) -> None:
         """Copies to begin with this step, put into `jobs` one by one: what has begun goes on, whatever fails then."""
-        room = self._joint.margin - sum(len(one.names) for one in self._flights.values())
+        room = self._joint.margin - sum(len(one.numbers) for one in self._flights.values())
         if room <= 0 or not self.on or not self._manager.unsaved:
             return
         self._manager.policy.settle()
@@ -88,14 +88,10 @@ class Saves:
             for number in self._flights[job].numbers:
                 self._vllm._block_id_to_pending_jobs.setdefault(number, set()).add(job)
 
-    def start_late(self, leaving: Sequence[Leaving], jobs: Jobs, most: int, now: float) -> set[int]:
-        """Copies of what the device has given up for this step, which waits for them: those that are returned.
-
-        At most so many blocks.
-        """
-        late: set[int] = set()
+    def start_late(self, leaving: Sequence[Leaving], jobs: Jobs, awaited: set[int], most: int, now: float) -> None:
+        """Copies of what the device has given up for this step, which waits for those `awaited`, of so many blocks."""
         if not leaving or not self.on or not self._manager.unsaved:
-            return late
+            return
         self._manager.policy.settle()
         found = self._joint.late(leaving, most, now)
         for start in range(0, len(found), MOST_BLOCKS):
@@ -104,10 +100,9 @@ class Saves:
             coming: dict[Any, Coming] = {one.name: (one.freed, one.depth) for one, _ in part}
             if (job := self._begin(jobs, {one.name: one.number for one, _ in part}, coming, going)) is None:
                 break
+            awaited.add(job)
             flight = self._flights[job]
-            self.late, flight.numbers = self.late + len(flight.names), []  # what they hold is not theirs any more
-            late.add(job)
-        return late
+            self.late, flight.numbers = self.late + len(flight.names), []  # the blocks are another's already
 
     def done(self, job: int, workers: int) -> None:
         """So many workers have done with it."""
@@ -203,7 +198,7 @@ class Prefetches:
         """The copy to begin with this step."""
         for owner in [owner for owner, wish in self._wishes.items() if wish.due < now]:
             self.cancel(owner)
-        if self._flights or (self._wishes and self._waits()):
+        if self._flights or (self._wishes and (self._waits() or self._free <= 0)):
             return {}
         while self._wishes:
             owner = min(self._wishes, key=lambda one: self._wishes[one].due)
@@ -283,7 +278,7 @@ class Prefetches:
 
     def _most(self, missing: list[tuple[bytes, int]], wish: _Wish, now: float) -> int:
         """How many of them there is room and time for."""
-        most = self._pool.get_num_free_blocks() - self._pool.num_gpu_blocks // 8
+        most = self._free
         if (speed := self._speed()) is not None:
             most = min(most, int((wish.due - now) * speed))
         span = self._keeper.ledger.span(missing[0][0][: -len(self._group)])
@@ -291,6 +286,11 @@ class Prefetches:
             return 0
         self._manager.policy.settle()
         return self._joint.room(span, min(most, len(missing)), now)
+
+    @property
+    def _free(self) -> int:
+        """Blocks that it may take: some are left to whoever comes."""
+        return int(self._pool.get_num_free_blocks()) - int(self._pool.num_gpu_blocks) // 8
 
     def _begin(self, missing: list[tuple[bytes, int]]) -> Jobs:
         names = [name for name, _ in missing]

@@ -139,7 +139,7 @@ def host_tier(seams: Seams) -> None:
     kept = inspect.getsource(tier.scheduler)
     for name in (
         "_req_status", "_generate_job_id", "_block_id_to_pending_jobs", "_chunks_being_loaded",
-        "_current_batch_allocated_block_ids", "manager",
+        "_current_batch_allocated_block_ids", "_current_batch_jobs_to_flush", "manager",
     ):  # fmt: skip
         if f"self.{name}" not in kept:
             raise Missing(f"{tier.scheduler.__name__} has no {name}")
@@ -242,7 +242,10 @@ def submits_first(worker: Any = None) -> bool:
         tried = object.__new__(worker or OffloadingConnectorWorker)
         tried.worker, tried._is_store_writer, tried._unsubmitted_store_jobs = Copies(), True, []
         job = TransferJob("a request", GPULoadStoreSpec([0], [1], [0]), GPULoadStoreSpec([0], [1], [0]))
-        tried.handle_preemptions(OffloadingConnectorMetadata(load_jobs={}, store_jobs={7: job}, jobs_to_flush={7}))
+        step = OffloadingConnectorMetadata(load_jobs={}, store_jobs={7: job}, jobs_to_flush={7})
+        tried.handle_preemptions(step)
+        tried.prepare_store_kv(step)
+        tried.handle_preemptions(OffloadingConnectorMetadata(load_jobs={}, store_jobs={}))
     except Exception:
         return False
     return said == [("copy", 7), ("wait", [7])]

@@ -19,7 +19,7 @@ def played(home: Path, *mode: str) -> dict:
     """What `tests.engine.tier` says, in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-m", "tests.engine.tier", str(embedded.ensure(home)), *mode]
-    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -42,15 +42,13 @@ def test_a_small_tier_and_the_device_keep_together_what_neither_could_with_the_n
     assert gauges["host_saves_total"] > 0
 
 
-@pytest.mark.parametrize("seed", ["2", pytest.param("5", marks=pytest.mark.proof)])
-def test_nothing_is_lost_doubled_or_read_before_it_is_loaded_whatever_happens(home: Path, seed: str) -> None:
-    play = played(home, "chaos", seed)
-    assert play["ended"] > 20
-    assert play["differ"] == 0
-    assert play["left"] == [0, 0, 0]
-    assert play["waiting"] == 0
-    assert min(play["aborts"], play["resets"], play["filled"]) > 0
-    assert play["gauges"]["host_late_saves_total"] > 0
+@pytest.mark.parametrize("examples", ["10", pytest.param("200", marks=pytest.mark.proof)])
+def test_nothing_is_lost_doubled_or_read_before_it_is_loaded_whatever_happens(home: Path, examples: str) -> None:
+    play = played(home, "machine", examples)
+    gauges = play["gauges"]
+    assert min(play[what] for what in ("ended", "aborts", "resets", "preempted", "filled")) > 0
+    assert gauges["host_ranked"] == 1
+    assert min(gauges[f"{what}_total"] for what in ("host_late_saves", "prefetch_used", "prefetch_wasted")) > 0
     assert play["race"]["same"]
     assert play["race"]["cached"] > 0
     assert play["race"]["used"] > 0

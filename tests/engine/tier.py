@@ -1,9 +1,9 @@
 """The host tier on vLLM in this process: agents in turn, more than the device holds.
 
-    python -m tests.engine.tier MODEL turns|none|small|chaos [SEED]
+    python -m tests.engine.tier MODEL turns|none|small|machine [EXAMPLES]
 
 `turns`: sessions that grow, with a tier of twice the device; `none`: the same without one; `small`: agents in turn with
-a tier that holds what the device does not, next uses told and the next agent prefetched; `chaos`: all at once, with
+a tier that holds what the device does not, next uses told and the next agent prefetched; `machine`: all at once, with
 aborts, resets and prefetches of anybody, and poison in blocks and chunks that hold nothing. Prints JSON.
 """
 
@@ -136,10 +136,10 @@ def small(model: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     mode = sys.argv[2]
-    if mode == "chaos":
-        from tests.engine.tier_chaos import chaos
+    if mode == "machine":
+        from tests.engine.tier_machine import machine
 
-        result = chaos(sys.argv[1], int(sys.argv[3]))
+        result = machine(sys.argv[1], int(sys.argv[3]))
     else:
         result = small(sys.argv[1]) if mode == "small" else turns(sys.argv[1], mode == "turns")
     print(json.dumps(result))

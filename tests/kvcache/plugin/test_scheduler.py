@@ -194,6 +194,24 @@ def test_what_the_pool_forgets_is_forgotten_whatever_the_connector_says() -> Non
     assert residency(played) == {"a": [3 * BLOCK, 0]}
 
 
+def test_what_a_request_would_have_computed_in_the_step_in_which_it_is_preempted_is_not_there() -> None:
+    played = Played(9, asynchronous=False, max_num_batched_tokens=4 * BLOCK, long_prefill_token_threshold=2 * BLOCK)
+    long = played.ask("a", range(8 * BLOCK), "a.r", priority=9)
+    played.begin()
+    played.finish()
+    played.ask("b", [5] * BLOCK, "b.r", priority=0)
+    played.begin()
+    played.finish()
+    assert long.num_computed_tokens == 6 * BLOCK
+    played.begin()
+    assert long.num_preemptions == 1
+    there = [played.pool.get_cached_block(one, [0]) is not None for one in long.block_hashes]
+    assert there == [True] * 6 + [False] * 2
+    played.finish()
+    played.run()
+    assert {name: len(said) for name, said in played.outputs.items()} == {"a": 4, "b": 4}
+
+
 def test_a_reset_while_requests_run_forgets_nothing_or_preempts_them() -> None:
     played = Played()
     played.ask("1", text(5, 3), "a.r")
