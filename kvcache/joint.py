@@ -70,11 +70,12 @@ class Contents(Protocol):
 class Move:
     """A device block to be copied to the host, and the chunk that goes for it, if any.
 
-    `freed` as in the block's stack, in seconds.
+    Where in its prompt it ends in tokens; `freed` as in the block's stack, in seconds.
     """
 
     number: int
     name: Key
+    depth: int
     freed: float
     instead: Key | None
 
@@ -230,7 +231,7 @@ class Joint:
                 break
             if (rank := self._rank(stack, now))[0] > DEAD:
                 going = list(self._unsaved(islice(reversed(stack.blocks), left)))
-                deepest = max((self._contents.depth(name) for _, name in going), default=0)
+                deepest = max((depth for _, _, depth in going), default=0)
                 places = chunks.take(rank, deepest, min(len(going), most - len(found)))
                 if len(places) < len(going):
                     going = list(islice(self._unsaved(stack.blocks), len(places)))
@@ -238,12 +239,12 @@ class Joint:
             left -= len(stack.blocks)
         return found
 
-    def late(self, leaving: Sequence[Leaving], most: int, now: float) -> list[tuple[Leaving, Key | None]]:
-        """What of the blocks given up, the first that went first, is to be saved yet, at most so many, and what goes.
+    def late(self, leaving: Sequence[Leaving], most: int, now: float) -> list[Move]:
+        """What of the blocks given up, the first that went first, is to be saved yet, at most so many.
 
-        The latest that went, which are worth most, come first. None: nothing goes.
+        The latest that went, which are worth most, come first.
         """
-        found: dict[Key, tuple[Leaving, Key | None]] = {}
+        found: dict[Key, Move] = {}
         # What the device still has it keeps longer than what it gave up.
         costless = ((name, PRICELESS) for name, _ in self._costless(most, now))
         chunks = _Chunks(self._contents, costless, self._lowest(now))
@@ -254,8 +255,8 @@ class Joint:
                 span = self._keeper.ledger.span(one.key)
                 assert span is not None
                 rank = self._keeper.policy.rank(Wanted(span.ranked_by, one.freed), now)
-                if rank[0] > DEAD:
-                    found.update((one.name, (one, instead)) for instead in chunks.take(rank, one.depth, 1))
+                if rank[0] > DEAD and (places := chunks.take(rank, one.depth, 1)):
+                    found[one.name] = Move(one.number, one.name, one.depth, one.freed, *places)
         return list(found.values())
 
     def room(self, span: Span, most: int, now: float) -> int:
@@ -324,10 +325,12 @@ class Joint:
                 return self._rank(stack, now)
         return PRICELESS
 
-    def _unsaved(self, numbers: Iterable[int]) -> Iterator[tuple[int, Key]]:
-        """Those of the device blocks that hold what the host has not."""
-        named = ((number, self._contents.name(number)) for number in numbers)
-        return ((number, name) for number, name in named if name is not None and not self._contents.stored(name))
+    def _unsaved(self, numbers: Iterable[int]) -> Iterator[tuple[int, Key, int]]:
+        """Those of the device blocks that hold what the host has not: number, name, and where in its prompt it ends."""
+        for number in numbers:
+            name = self._contents.name(number)
+            if name is not None and not self._contents.stored(name):
+                yield number, name, self._contents.depth(name)
 
     def _state(self, most: int) -> Hashable:
         """While this is the same, the tiers hold the same, and nothing has been told of their owners."""

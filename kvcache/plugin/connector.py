@@ -93,7 +93,7 @@ class WeftConnector(OffloadingConnector):  # type: ignore[misc]
         joint = Joint(keeper, _Contents(pool, keeper, manager), margin)
         manager.policy.attach(keeper, joint, self._request, clock)
         self._clock = clock
-        self._saves = Saves(vllm, pool, joint)
+        self._saves = Saves(vllm, joint)
         self._prefetches = Prefetches(vllm, pool, keeper, joint, lambda: len(self._waiting), lambda: self._rates.blocks)
         self._queue = queue
         queue.watch(self._late)

@@ -8,14 +8,14 @@ waits for the copy first (its fence). One that is being filled is nobody's and h
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import TransferJob
 from vllm.v1.kv_offload.base import GPULoadStoreSpec, ReqContext
 
-from kvcache.joint import Joint, Leaving
+from kvcache.joint import Joint, Leaving, Move
 from kvcache.keeper import Keeper
 from kvcache.plugin.host_policy import Coming, HostManager
 
@@ -59,8 +59,8 @@ class Saves:
     `saved` counts the blocks, `late` those for which a step waited.
     """
 
-    def __init__(self, vllm: Any, pool: Any, joint: Joint) -> None:
-        self._vllm, self._pool, self._joint = vllm, pool, joint
+    def __init__(self, vllm: Any, joint: Joint) -> None:
+        self._vllm, self._joint = vllm, joint
         self._manager: HostManager = vllm.manager
         self._flights: dict[int, _Flight] = {}
         self.saved = self.late = 0
@@ -79,12 +79,7 @@ class Saves:
             return
         self._manager.policy.settle()
         moves = self._joint.moves(room, now) if self._manager.policy.joint is not None else []
-        for start in range(0, len(moves), MOST_BLOCKS):
-            part = moves[start : start + MOST_BLOCKS]
-            going: list[Any] = [one.instead for one in part if one.instead is not None]
-            coming: dict[Any, Coming] = {one.name: (one.freed, self._depth(one.number)) for one in part}
-            if (job := self._begin(jobs, {one.name: one.number for one in part}, coming, going)) is None:
-                break
+        for job in self._begun(jobs, moves):
             for number in self._flights[job].numbers:
                 self._vllm._block_id_to_pending_jobs.setdefault(number, set()).add(job)
 
@@ -93,13 +88,7 @@ class Saves:
         if not leaving or not self.on or not self._manager.unsaved:
             return
         self._manager.policy.settle()
-        found = self._joint.late(leaving, most, now)
-        for start in range(0, len(found), MOST_BLOCKS):
-            part = found[start : start + MOST_BLOCKS]
-            going: list[Any] = [instead for _, instead in part if instead is not None]
-            coming: dict[Any, Coming] = {one.name: (one.freed, one.depth) for one, _ in part}
-            if (job := self._begin(jobs, {one.name: one.number for one, _ in part}, coming, going)) is None:
-                break
+        for job in self._begun(jobs, self._joint.late(leaving, most, now)):
             awaited.add(job)
             flight = self._flights[job]
             self.late, flight.numbers = self.late + len(flight.names), []  # the blocks are another's already
@@ -117,22 +106,23 @@ class Saves:
                     del pending[number]
         self._manager.complete_store(flight.names, flight.context)
 
-    def _begin(self, jobs: Jobs, numbers: dict[Any, int], coming: dict[Any, Coming], going: list[Any]) -> int | None:
-        """One copy of these blocks by name, in place of what goes; None: there is no place."""
-        context = ReqContext(req_id=PREFIX + "save")
-        self._manager.on_new_request(context)
-        output = self._manager.move(coming, going, context)
-        if output is None or not output.keys_to_store:
-            return None
-        job: int = self._vllm._generate_job_id()
-        names = list(output.keys_to_store)
-        blocks = [numbers[name] for name in names]
-        self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
-        jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
-        return job
-
-    def _depth(self, number: int) -> int:
-        return self._pool.blocks[number].block_hash_num_tokens or 0
+    def _begun(self, jobs: Jobs, moves: Sequence[Move]) -> Iterator[int]:
+        """Begin these copies, `MOST_BLOCKS` in one, until there is no place: the jobs, each as soon as it has begun."""
+        for start in range(0, len(moves), MOST_BLOCKS):
+            part = moves[start : start + MOST_BLOCKS]
+            context = ReqContext(req_id=PREFIX + "save")
+            self._manager.on_new_request(context)
+            going: list[Any] = [one.instead for one in part if one.instead is not None]
+            coming: dict[Any, Coming] = {one.name: (one.freed, one.depth) for one in part}
+            output = self._manager.move(coming, going, context)
+            if output is None or not output.keys_to_store:
+                return
+            numbers = {one.name: one.number for one in part}
+            job, names = self._vllm._generate_job_id(), list(output.keys_to_store)
+            blocks = [numbers[name] for name in names]
+            self._flights[job] = _Flight(self._vllm.config.num_workers, names, context, blocks)
+            jobs[job] = TransferJob(context.req_id, GPULoadStoreSpec(blocks, [len(blocks)], [0]), output.store_spec)
+            yield job
 
     def stop(self) -> None:
         """Begin no more."""

@@ -169,7 +169,7 @@ def test_of_what_does_not_fit_as_a_whole_the_start_is_saved() -> None:
 
 
 def saved(engine: Engine, leaving: list[Leaving], most: int = 100) -> list[tuple[Key, Key | None]]:
-    return [(one.name, instead) for one, instead in engine.joint.late(leaving, most, HERE)]
+    return [(move.name, move.instead) for move in engine.joint.late(leaving, most, HERE)]
 
 
 def test_what_went_unsaved_takes_the_place_of_what_is_worth_less_the_last_that_went_first() -> None:
@@ -362,8 +362,8 @@ def test_what_is_saved_late_leaves_the_host_with_the_best_of_both(data: st.DataO
             engine.store(names)
     leaving = engine.evict(data.draw(st.integers(0, len(engine.blocks))), held=True)
     moves = engine.joint.late(leaving, 100, HERE)
-    gone = [instead for _, instead in moves if instead is not None]
-    left = [*(name for name in engine.chunks if name not in gone), *(one.name for one, _ in moves)]
+    gone = [move.instead for move in moves if move.instead is not None]
+    left = [*(name for name in engine.chunks if name not in gone), *(move.name for move in moves)]
     assert len(left) == len(set(left)) <= chunks
     only = {one.name for one in leaving} | {name for name in engine.chunks if engine.block(name) is None}
     best = sorted((rank[name] for name in only), reverse=True)[:chunks]
