@@ -109,12 +109,16 @@ class Tier(Generic[Name]):
     def pop(self, stack: Stack[Name], count: int) -> list[tuple[Name, Key]]:
         """Take the next blocks of a stack, which has as many."""
         taken: list[tuple[Name, Key]] = []
+        blocks, stacks, names = stack.blocks, self._stacks, self._names
         for _ in range(count):
-            name, (key, _) = stack.blocks.popitem()
-            del self._stacks[name]
-            self._unname(name, key)
+            name, (key, _) = blocks.popitem()
+            del stacks[name]
+            copies = names.pop(key)
+            if len(copies) > 1:
+                copies.remove(name)
+                names[key] = copies
             taken.append((name, key))
-        if not stack.blocks:
+        if not blocks:
             self._drop(stack)
         return taken
 

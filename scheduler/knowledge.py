@@ -99,11 +99,11 @@ class Knowledge:
         self._changed.add((DECLARED, key))
 
     def template(self, tenant: str, name: str) -> tuple[Template, bool] | None:
-        """The template of that name and whether it was declared; where it leaves figures open, with learned ones."""
+        """The template of that name and whether it was declared; then tempered by what its runs have shown."""
         declared, program = self.declared.get((tenant, name)), self.programs.get((tenant, name))
         if declared is None:
             return (program.learned.template(), False) if program else None
-        return (declared.filled(program.learned.template()) if program else declared), True
+        return (declared.tempered(program.learned.template()) if program else declared), True
 
     def arrived(self, step: Step, original: Step | None) -> None:
         """A step was linked to its run. `original`: it was sent again, and that one still counts."""

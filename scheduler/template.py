@@ -17,6 +17,7 @@ ANY, ALL, ONE = "any", "all", "one"
 MOST_NODES, MOST_EDGES, LONGEST_NAME = 1000, 10_000, 256
 WIDEST = 1e6
 EPSILON = 1e-9
+WORTH = 10.0  # steps of a role that its declaration counts for
 
 Key = tuple[str, str]
 
@@ -112,22 +113,47 @@ class Template:
             edges.append({"from": e.source, "to": e.target, "probability": e.probability, "count": e.count, **gap})
         return {"nodes": nodes, "edges": edges, "starts": list(self.starts)}
 
-    def filled(self, measured: Template) -> Template:
-        """This template with the tokens, seconds and gaps that it leaves open taken from another, a learned one."""
-        nodes = {role: _fill(node, measured.nodes.get(role)) for role, node in self.nodes.items()}
-        gaps = {(edge.source, edge.target): edge.gap_seconds for edge in measured.edges}
-        edges = (
-            e if e.gap_seconds is not None else replace(e, gap_seconds=gaps.get((e.source, e.target)))
-            for e in self.edges
-        )
+    def tempered(self, measured: Template) -> Template:
+        """This template after what a learned one has seen: it counts for `WORTH` steps of each role.
+
+        What it leaves open is as measured. Joins and starts stay as declared.
+        """
+        names = {**self.nodes, **measured.nodes}
+        nodes = {role: _tempered(self.nodes.get(role), measured.nodes.get(role)) for role in names}
+        said = {(edge.source, edge.target): edge for edge in self.edges}
+        seen = {(edge.source, edge.target): edge for edge in measured.edges}
+        edges = []
+        for source, target in {**said, **seen}:
+            nothing = Edge(source, target, 0.0)
+            one, other = said.get((source, target), nothing), seen.get((source, target), nothing)
+            share = _share(measured.nodes.get(source))
+            edges.append(Edge(
+                source, target, (1 - share) * one.probability + share * other.probability,
+                _mean(one.gap_seconds, other.gap_seconds, share),
+                _mean(one.count, other.count, share if one.probability and other.probability else not one.probability),
+            ))  # fmt: skip
         return Template(self.name, nodes, tuple(edges), self.starts)
 
 
-def _fill(node: Node, other: Node | None) -> Node:
-    if other is None:
-        return node
-    names = ("prompt_tokens", "output_tokens", "seconds", "model")
-    return replace(node, **{name: getattr(other, name) for name in names if getattr(node, name) is None})
+def _share(measured: Node | None) -> float:
+    """How much of what was seen of a role is believed: n / (n + WORTH) after n steps, of which its confidence tells."""
+    known = measured.confidence if measured is not None else 0.0
+    return known / (known + WORTH * (1.0 - known))
+
+
+def _tempered(said: Node | None, seen: Node | None) -> Node:
+    if said is None or seen is None:
+        return one if (one := said or seen) else Node()
+    share = _share(seen)
+    names = ("prompt_tokens", "output_tokens", "seconds")
+    means = {name: _mean(getattr(said, name), getattr(seen, name), share) for name in names}
+    return replace(said, fork=ONE if said.fork == seen.fork == ONE else ALL, model=said.model or seen.model, **means)
+
+
+def _mean(said: float | None, seen: float | None, share: float) -> Any:
+    if said is None or seen is None:
+        return seen if said is None else said
+    return said + share * (seen - said)
 
 
 def _order(nodes: Iterable[str], edges: Sequence[Edge], starts: Sequence[str]) -> tuple[str, ...]:

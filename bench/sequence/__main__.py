@@ -13,6 +13,8 @@ prompt; with `weft-named` they name the run, too; with `weft-hinted` they declar
 and `unlimited` are reckoned from the blocks that the calls of the first mode asked for, with both tiers as one.
 `weft-stale` is `weft-hinted` whose messages come 5 s late, so that what they foretell has often passed.
 `lying` tells the engine the contrary of the truth: who has just run is dead, who ran longest ago is needed at once.
+With `weft-liar` every other run is of a tenant that declares that all its agents run again at once; the others are
+those of whom that is not so, in all modes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MODES = ("stock", *POLICIES)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One mode at one place. Tokens; `recomputed` over that of the first mode; `same` outputs as that generated.
+    """One mode at one place. Tokens; `recomputed` over that of the first mode, of all runs and of every other one that
+    never lies; `same` outputs as that generated.
 
     Of calls with the same prompt and another output, `tie` is how far the likeliest token was ahead of the next one, as
     logarithms, where they first differed: the most of all such calls. 0: there are none. `took` is what all calls took
@@ -51,6 +54,7 @@ class Row:
     host: int
     recomputed: int
     ratio: float
+    others: float | None
     same: int
     tie: float
     took: list[float]
@@ -105,15 +109,17 @@ def _row(at: Setting, mode: str, figures: Figures, first: Figures, same: int, ti
     found, prompt = figures.device + figures.host, figures.prompt
     ratio = round((prompt - found) / first.recomputed, 4)
     took = [figures.seconds] if figures.seconds else []
+    theirs = first.recomputed_of_others
+    others = round(figures.recomputed_of_others / theirs, 4) if figures.answers and theirs else None
     return Row(
-        at.room, at.tier, mode, prompt, figures.device, figures.host, prompt - found, ratio, same, tied, took
+        at.room, at.tier, mode, prompt, figures.device, figures.host, prompt - found, ratio, others, same, tied, took
     )  # fmt: skip
 
 
 def table(made: list[Row], calls: int) -> str:
     """As Markdown."""
-    names = ("room", "tier", "mode", "device hits", "host hits", "recomputed tokens", "over the first", "same outputs",
-             "near tie", "seconds", "over the first")  # fmt: skip
+    names = ("room", "tier", "mode", "device hits", "host hits", "recomputed tokens", "over the first", "the others'",
+             "same outputs", "near tie", "seconds", "over the first")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     first = made[0]
     for r in made:
@@ -121,9 +127,14 @@ def table(made: list[Row], calls: int) -> str:
             first = r
         lines.append(
             f"| {r.room:g} | {r.tier:g} | `{r.mode}` | {r.device / r.prompt:.1%} | {r.host / r.prompt:.1%} | "
-            f"{r.recomputed:,} | {r.ratio:.3f} | {r.same} of {calls} | {r.tie:.2g} | {_seconds(r, first)} |"
+            f"{r.recomputed:,} | {r.ratio:.3f} | {_ratio(r.others)} | {r.same} of {calls} | {r.tie:.2g} | "
+            f"{_seconds(r, first)} |"
         )
     return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _seconds(row: Row, first: Row) -> str:

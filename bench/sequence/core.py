@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 from bench.simulation.system import session_of
@@ -18,7 +20,7 @@ from server.control import action
 MODEL = "model"
 STALE = "weft-stale"
 HINTED = ("weft-hinted", "saga", "kvflow", STALE)
-NAMED, LYING = "weft-named", "lying"
+NAMED, LYING, LIAR = "weft-named", "lying", "weft-liar"
 LATE = 5.0  # seconds after which a stale message comes
 
 
@@ -29,12 +31,13 @@ class Clock:
 
 
 class Brain:
-    """The real core, as `weft serve` drives it, over the one engine."""
+    """The real core, as `weft serve` drives it, over the one engine. Where the mode has a liar, those runs are its."""
 
-    def __init__(self, engine: Any, mode: str, clock: Clock, tier_tokens: int) -> None:
+    def __init__(self, engine: Any, mode: str, clock: Clock, tier_tokens: int, lied: Collection[str] = ()) -> None:
         self.scheduler, self._engine, self._clock = Scheduler(), engine, clock
         self._hinted, self._named, self._lies = mode in HINTED, mode == NAMED, mode == LYING
         self._late = LATE if mode == STALE else 0.0
+        self._lied_of = frozenset(lied if mode == LIAR else ())
         self._sent: deque[tuple[float, dict[str, Any]]] = deque()
         self._told: dict[str, float] = {}
         abilities = engine({"ask": "abilities"})
@@ -53,7 +56,8 @@ class Brain:
         if template and run.program not in self._declared:
             self._declared.add(run.program)
             self.scheduler.knowledge.declare(run.tenant, Template.parse(run.program, template))
-        actions = self._handle(StepArrived(name, MODEL, self._identity(run, call, bool(template))))
+        who = self._liar(run, call) if run.id in self._lied_of else self._identity(run, call, bool(template))
+        actions = self._handle(StepArrived(name, MODEL, who))
         (sent,) = [one for one in actions if isinstance(one, Dispatch)]
         self.pass_time()
         return sent.owner
@@ -92,6 +96,20 @@ class Brain:
             workflow=run.id, session=call.session, parent=call.parent, role=call.role, template=run.program,
             after=tuple(dict.fromkeys(follows)), tenant=run.tenant, rule="agentic_context",
         )  # fmt: skip
+
+    def _liar(self, run: Run, call: Call) -> Identity:
+        """A tenant that declares that all its agents run again at once, whoever has just run."""
+        if run.program not in self._declared:
+            self._declared.add(run.program)
+            roles = {one.role or "" for one in run.calls} | {"another"}
+            pairs = itertools.permutations(sorted(roles), 2)
+            edges = [{"from": one, "to": other, "gap_seconds": 0.001} for one, other in pairs]
+            nodes = {role: {"seconds": 0.0, "fork": "all"} for role in roles}
+            lie = {"nodes": nodes, "edges": edges, "starts": sorted(roles)}
+            self.scheduler.knowledge.declare(LIAR, Template.parse(run.program, lie))
+        return Identity(
+            workflow=run.id, session=call.session, role=call.role, template=run.program, tenant=LIAR, rule="metadata"
+        )
 
     def _handle(self, event: Any) -> list[Any]:
         actions = self.scheduler.handle(event, self._clock.now)

@@ -13,7 +13,7 @@ from bench import runners
 from bench.cells import Cell
 from bench.rivals.engines import stock_tier_args
 from bench.sequence.calls import Tokens, order
-from bench.sequence.core import LYING, NAMED, STALE, Brain, Clock
+from bench.sequence.core import LIAR, LYING, NAMED, STALE, Brain, Clock
 from bench.simulation.profile import CPU
 from bench.workloads.runs import Call, Run, Workload
 from scheduler.events import Usage
@@ -24,7 +24,7 @@ from server.engine import GIB, plugin_args
 BLOCK = 32
 POLICIES = {
     "lru": "lru", "weft": "retention", NAMED: "retention", "weft-hinted": "retention", "saga": "saga",
-    "kvflow": "kvflow", LYING: "retention", STALE: "retention",
+    "kvflow": "kvflow", LYING: "retention", LIAR: "retention", STALE: "retention",
 }  # fmt: skip
 
 
@@ -57,7 +57,8 @@ class Answered:
 class Figures:
     """Tokens; `seconds` that the calls took, one after the other, without what passes between them.
 
-    `asked` are the blocks that each call asked for and left; `answers` go by run and number of the call.
+    `asked` are the blocks that each call asked for and left; `answers` go by run and number of the call, as `steps`.
+    `others` are the runs that never lie.
     """
 
     prompt: int = 0
@@ -67,11 +68,18 @@ class Figures:
     steps: list[list[int]] = field(default_factory=list)
     answers: dict[str, Answered] = field(default_factory=dict)
     asked: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    others: set[str] = field(default_factory=set)
 
     @property
     def recomputed(self) -> int:
         """Prompt tokens that were computed."""
         return self.prompt - self.device - self.host
+
+    @property
+    def recomputed_of_others(self) -> int:
+        """Those of the runs that never lie."""
+        steps = zip(self.answers, self.steps, strict=True)
+        return sum(p - d - h for name, (p, d, h) in steps if name.rsplit("/", 1)[0] in self.others)
 
 
 def prepare() -> None:
@@ -91,8 +99,10 @@ def play(setting: Setting) -> tuple[Figures, int]:
     core: Any = engine.engine_core.engine_core.scheduler
     brain = None
     if setting.mode in POLICIES:
-        brain = Brain(core, setting.mode, clock, int(setting.tier * blocks * BLOCK))
+        lied = {run.id for run in workload.runs[1::2]}
+        brain = Brain(core, setting.mode, clock, int(setting.tier * blocks * BLOCK), lied)
     figures, tokens = Figures(), Tokens(engine.model_config.get_vocab_size())
+    figures.others = {run.id for run in workload.runs[::2]}
     left: dict[str, int] = {}
     calls = order(workload, setting.live, setting.runs)
     try:

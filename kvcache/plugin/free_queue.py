@@ -192,20 +192,25 @@ class OwnerQueue:
             if len(numbers) == n:
                 return numbers
         now = self._clock()
-        while len(numbers) < n:
+        keys, copies, ledger = self._keys, self._copies, self._keeper.ledger
+        while (left := n - len(numbers)) > 0:
             stack = device.order.first(now)
             assert stack is not None, "fewer blocks are ranked than free"
-            count = min(n - len(numbers), len(stack.blocks))
             if stack is not self._giving:
                 self._giving, self._class = stack, self._keeper.policy.rank(stack, now)[0]
-            self.evicted[self._class] += count
-            going = device.pop(stack, count)
+            going = device.pop(stack, min(left, len(stack.blocks)))
+            self.evicted[self._class] += len(going)
             if self._leaving is not None:
                 self._leaving += self._held(going, stack.freed)
-            for number, _ in going:
-                self._lose(number)
+            for number, key in going:
+                keys[number] = None
+                if others := copies.pop(key) - 1:
+                    copies[key] = others
+                else:
+                    ledger.lost(key, DEVICE)
                 numbers.append(number)
-        self._keeper.sweep()
+        if ledger.forgotten:
+            self._keeper.sweep()
         return numbers
 
     def _held(self, going: Iterable[tuple[int, Key]], freed: float) -> Iterator[Leaving]:

@@ -117,9 +117,8 @@ def test_the_graph_foretells_roles_and_the_one_session_that_has_the_role() -> No
     first = core.stage("run", "plan", 100.0, ("check",))
     hints = {owner: one.hint.next_use for owner, one in retained(core.told(100.0)).items()}
     assert hints[role_owner("t", "plan")] == 100.0
-    assert hints[role_owner("t", "work")] == 106.0
-    assert hints[role_owner("t", "check")] == 127.0
-    assert hints[branches["work"]] == 106.0
+    assert hints[role_owner("t", "work")] == hints[branches["work"]] == pytest.approx(106, abs=0.5)
+    assert hints[role_owner("t", "check")] == pytest.approx(127, abs=2.5)
     assert branch(first) not in hints
 
 
@@ -219,10 +218,13 @@ def test_what_runs_next_is_fetched_while_the_step_before_decodes() -> None:
     branches = core.round("run")
     sent = core.stage("run", "plan", 100.0, ("check",))
     fetched = core.scheduler.handle(FirstToken(sent.step), 101.0)
-    assert {one.owner: one.within for one in fetched if isinstance(one, Prefetch)} == {
-        role_owner("t", "work"): 5.0, branches["work"]: 5.0,
-        role_owner("t", "check"): 26.0, branches["check"]: 26.0,
-    }  # fmt: skip
+    within = {one.owner: one.within for one in fetched if isinstance(one, Prefetch)}
+    assert within.keys() == {role_owner("t", role) for role in ("work", "check")} | {
+        branches["work"],
+        branches["check"],
+    }
+    assert within[role_owner("t", "work")] == within[branches["work"]] == pytest.approx(5, abs=0.5)
+    assert within[role_owner("t", "check")] == within[branches["check"]] == pytest.approx(26, abs=2.5)
 
 
 def test_a_parent_is_fetched_when_its_child_has_answered() -> None:

@@ -55,7 +55,7 @@ def test_the_more_runs_the_surer(runs: Runs) -> None:
     assert runs.scheduler.knowledge.scores.values()["next_role_right_ratio"] > 0.5
 
 
-def test_a_declared_template_wins_and_takes_measures_from_the_learned_one(runs: Runs) -> None:
+def test_a_declared_template_goes_before_the_learned_one_which_it_takes_measures_from(runs: Runs) -> None:
     chain(runs, "one", "plan", "write")
     document = {"nodes": {"plan": {}, "check": {"seconds": 9}, "write": {}},
                 "edges": [{"from": "plan", "to": "check"}, {"from": "check", "to": "write"}]}  # fmt: skip
@@ -64,9 +64,27 @@ def test_a_declared_template_wins_and_takes_measures_from_the_learned_one(runs: 
     told = ahead(runs, "two")
     assert told.declared
     assert told.steps_to_execution["write"] == 2
-    assert told.remaining.steps == pytest.approx(2)
-    assert told.remaining.work_seconds == pytest.approx(9 + 1)
+    assert told.remaining.steps == pytest.approx(2, rel=0.1)
+    assert told.remaining.work_seconds == pytest.approx(9 + 1, rel=0.1)
     assert told.remaining.output_tokens > 0
+
+
+def test_a_declared_template_that_runs_contradict_is_not_followed_for_long(runs: Runs) -> None:
+    everybody = ("plan", "write", "idle")
+    edges = [{"from": one, "to": other, "gap_seconds": 0} for one in everybody for other in everybody if one != other]
+    runs.scheduler.knowledge.declare("t", Template.parse("job", {
+        "nodes": {role: {"seconds": 0} for role in everybody}, "edges": edges, "starts": ["plan"],
+    }))  # fmt: skip
+    said = []
+    for n in range(100):
+        chain(runs, f"run{n}", "plan", "write")
+        runs.call([user(f"probe{n} plan")], who=node(f"probe{n}", "plan"))
+        said.append(ahead(runs, f"probe{n}"))
+    assert said[0].steps_to_execution["idle"] == 1
+    assert said[-1].steps_to_execution["idle"] == float("inf")
+    believed = runs.scheduler.knowledge.template("t", "job")
+    assert believed is not None
+    assert believed[0].nodes["write"].seconds == pytest.approx(1.0, rel=0.15)
 
 
 def test_templates_of_two_tenants_never_meet(runs: Runs) -> None:

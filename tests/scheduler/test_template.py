@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scheduler.learned import MOST_EDGES, MOST_ROLES, Learned
-from scheduler.template import Template
+from scheduler.template import Edge, Node, Template
 
 PLAN: dict[str, Any] = {
     "nodes": {
@@ -106,18 +106,26 @@ def test_a_join_may_wait_for_all_the_steps_that_a_fan_out_makes_but_not_for_more
         Template.parse("t", {**PLAN, "nodes": {**nodes, "reduce": {"join": 6}}})
 
 
-def test_what_a_declaration_leaves_open_is_taken_from_what_was_measured() -> None:
-    measured = {
-        "nodes": {"plan": {"seconds": 9, "prompt_tokens": 70}, "reduce": {"seconds": 2}, "other": {}},
-        "edges": [{"from": "plan", "to": "reduce", "gap_seconds": 3}],
-    }
-    nodes = {"plan": {"seconds": 4}, "reduce": {}}
-    declared = Template.parse("t", {"nodes": nodes, "edges": [{"from": "plan", "to": "reduce", "probability": 0.5}]})
-    filled = declared.filled(Template.parse("m", measured))
-    assert (filled.nodes["plan"].seconds, filled.nodes["plan"].prompt_tokens) == (4, 70)
-    assert filled.nodes["reduce"].seconds == 2
-    assert (filled.edges[0].gap_seconds, filled.edges[0].probability) == (3, 0.5)
-    assert filled.nodes.keys() == nodes.keys()
+def test_a_declaration_counts_for_ten_steps_and_what_it_leaves_open_is_as_measured() -> None:
+    nodes = {"plan": Node(seconds=9.0, prompt_tokens=70.0, confidence=0.5), "reduce": Node(seconds=2.0, confidence=0.5)}
+    edges = (Edge("plan", "reduce", 0.0, 3.0), Edge("plan", "other", 1.0, 4.0, 3.0))
+    measured = Template("m", {**nodes, "other": Node(confidence=0.5)}, edges, ("plan",))
+    given = {"plan": {"seconds": 4}, "reduce": {"join": "all"}}
+    declared = Template.parse("t", {"nodes": given, "edges": [{"from": "plan", "to": "reduce", "gap_seconds": 1}]})
+    tempered = declared.tempered(measured)
+    assert tempered.nodes["plan"].prompt_tokens == 70
+    assert tempered.nodes["plan"].seconds == pytest.approx(4 + (9 - 4) / 11)
+    assert (tempered.nodes["reduce"].seconds, tempered.nodes["reduce"].join) == (2, "all")
+    found = {e.target: e for e in tempered.edges}
+    assert found["reduce"].probability == pytest.approx(10 / 11)
+    assert found["reduce"].gap_seconds == pytest.approx(1 + 2 / 11)
+    assert (found["other"].probability, found["other"].gap_seconds, found["other"].count) == (
+        pytest.approx(1 / 11),
+        4,
+        3,
+    )
+    assert tempered.starts == declared.starts
+    assert declared.tempered(Template("m", {}, (), ())) == declared
 
 
 def edge(learned: Learned, source: str, target: str) -> Any:
