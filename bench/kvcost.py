@@ -4,9 +4,9 @@
     python -m bench.kvcost --throughput [--hints 10000] [--reps 5] [--out DIR]
 
 The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
-and freed, as many owners as fit holding the pool. The second plays the same calls on a real engine in this process:
-stock vLLM, the plug-in without a hint, and the plug-in told so many things a second, in messages of 256 as `weft serve`
-sends them. All variants of a repetition run side by side, in turns.
+and freed, as many owners as fit holding the pool. The second plays the same calls on three real engines, in
+turns: stock vLLM, the plug-in without a hint, and the plug-in told so many things a second, in messages of 256 as
+`weft serve` sends them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from typing import Any
 from bench.cells import write_json
 from bench.comparison import paired
 from bench.machine import origin
+from server import embedded
 
 BLOCK = 32
 OWNERS = (1_000, 10_000)
 REQUEST = 64  # blocks of a request
 MESSAGE = 256
-CALLS, PROMPT, OUTPUT = 48, 512, 32
+CALLS, PROMPT, OUTPUT = 16, 256, 32
 
 
 class Pool:
@@ -125,14 +127,20 @@ def _spread(measure: Callable[[], float], reps: int) -> list[float]:
 
 
 def throughput(hints: float, reps: int) -> dict[str, Any]:
-    """Seconds for the same calls: stock, the plug-in without hints, and with so many a second; the ratio to stock."""
+    """Seconds for the same calls: stock, the plug-in without hints, and with so many a second; the ratio to stock.
+
+    Each has an engine in a process of its own, and one plays at a time, in turns.
+    """
     variants = {"stock": (False, 0.0), "plug-in, no hints": (True, 0.0), f"plug-in, {hints:g} hints/s": (True, hints)}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for rep in range(reps):
-        for name in sorted(variants, key=lambda name: random.Random(f"{rep}{name}").random()):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                seconds[name].append(pool.apply(_played, variants[name]))
-            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in variants}
+        for name, pool in pools.items():
+            pool.apply(_start, variants[name])
+        for rep in range(1, reps + 1):
+            for name in random.Random(rep).sample(list(pools), len(pools)):
+                seconds[name].append(pools[name].apply(_play, (rep,)))
+            print(f"{rep}/{reps}: { ({name: round(each[-1], 2) for name, each in seconds.items()}) }", file=sys.stderr)
     ratios = {name: paired(list(zip(seconds[name], seconds["stock"], strict=True))) for name in seconds}
     return {
         name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(over.mean, 4),
@@ -141,32 +149,42 @@ def throughput(hints: float, reps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _played(plugin: bool, hints: float) -> float:
-    """Seconds for the calls on an engine in this process; twice, the first time to warm up."""
+_playing: list[Any] = []
+"""The engine of this process, whether it has the plug-in, and the hints that it is told a second."""
+
+
+def _start(plugin: bool, hints: float) -> None:
+    """Start the engine of this process, and warm it up."""
     from bench.sequence.engine import local, prepare
 
     prepare()
+    engine = local(
+        "retention" if plugin else None, 512, dtype=embedded.dtype(), max_model_len=PROMPT + OUTPUT + BLOCK,
+        max_num_seqs=8,
+    )  # fmt: skip
+    _playing[:] = engine, plugin, hints
+    _play(0)
+
+
+def _play(turn: int) -> float:
+    """Seconds for the calls of a turn, the same in all processes."""
     from vllm import SamplingParams
 
-    engine = local(
-        "retention" if plugin else None, 512, dtype="bfloat16", max_model_len=PROMPT + OUTPUT + BLOCK, max_num_seqs=8
-    )  # fmt: skip
+    engine, plugin, hints = _playing
     core: Any = engine.engine_core.engine_core.scheduler
     params = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True)
-    rng, told, spent = random.Random(3), 0, 0.0
-    for turn in range(2):
-        prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
-        began = time.perf_counter()
-        for number, prompt in enumerate(prompts):
-            owner = f"b{turn}x{number}.r" if plugin else None
-            engine.add_request(f"{turn}.{number}", {"prompt_token_ids": prompt}, params, session_id=owner)
-        while engine.has_unfinished_requests():
-            engine.step()
-            while hints and told < hints * (time.perf_counter() - began):
-                core(_message(told, turn))
-                told += MESSAGE
-        spent, told = time.perf_counter() - began, 0
-    return spent
+    rng, told = random.Random(turn), 0
+    prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
+    began = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        owner = f"b{turn}x{number}.r" if plugin else None
+        engine.add_request(f"{turn}.{number}", {"prompt_token_ids": prompt}, params, session_id=owner)
+    while engine.has_unfinished_requests():
+        engine.step()
+        while hints and told < hints * (time.perf_counter() - began):
+            core(_message(told, turn))
+            told += MESSAGE
+    return time.perf_counter() - began
 
 
 def _message(number: int, turn: int) -> dict[str, Any]:
