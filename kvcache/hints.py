@@ -99,9 +99,10 @@ class Hints:
             payload = action.get("payload")
             if not isinstance(payload, dict):
                 raise _Unfit("no payload")
-            return answer | {"status": does(payload, now)}
+            answer["status"] = does(payload, now)
         except _Unfit as why:
-            return answer | {"status": REJECTED, "reason": str(why)}
+            answer |= {"status": REJECTED, "reason": str(why)}
+        return answer
 
     def _retain(self, payload: Payload, now: float) -> str:
         owner, clipped = _name(payload, "owner"), [False]
@@ -177,6 +178,8 @@ def _number(
     payload: Payload, field: str, least: float, most: float, clipped: list[bool], default: float | None = None
 ) -> float:
     value = payload.get(field, default)
+    if type(value) is float and least <= value <= most:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
         raise _Unfit(field)
     if not least <= value <= most:

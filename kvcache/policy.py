@@ -7,8 +7,7 @@ owners, given up from its tail; a block with several owners counts for the one t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 DEAD, UNKNOWN, KNOWN, LEASED = range(4)
 """Classes of stacks: all of a lower class go before any of a higher one."""
@@ -51,8 +50,7 @@ class Curve(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(NamedTuple):
     """What is foretold of an owner. Each policy reads what it knows; None: not told.
 
     `gap`: the index of its gap, counted from `since`. `steps`: steps to execution. `next_use`: when it runs next, in
@@ -137,7 +135,7 @@ class Foretold(Policy):
             self._since.pop(owner, None)
             # Until the core says more, it waits as it did before, or of whom nothing was told as others do.
             if (hint := self._hints.get(owner) or self._latest) is not None:
-                self._hints[owner] = replace(hint, since=now)
+                self._hints[owner] = hint._replace(since=now)
 
     def told(self, owner: str, hint: Hint, now: float) -> None:
         self._changed(owner)

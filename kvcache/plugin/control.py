@@ -45,9 +45,11 @@ class Control:
         said = stock(None)
         asked = message if isinstance(message, dict) else {}
         if asked is not message or asked.get("actions"):
+            counts = said["counts"]
             for one in self._hints.handle(message, now):
-                said["counts"][one["status"]] += 1
-                if one["status"] != ACCEPTED and len(said["answers"]) < MOST_ANSWERS:
+                status = one["status"]
+                counts[status] += 1
+                if status != ACCEPTED and len(said["answers"]) < MOST_ANSWERS:
                     said["answers"].append({name: _sendable(value) for name, value in one.items()})
         if "residency" in asked:
             said["residency"] = self._residency(asked["residency"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.simulation.system import Turn
@@ -75,7 +75,7 @@ class ThunderAgent(StockRelease):
         program.since = now
         if not program.running:
             program.context = turn.call.prompt.end + turn.call.output
-        hint = replace(self.gaps.finished(turn, now), leased=program.worker is not None)
+        hint = self.gaps.finished(turn, now)._replace(leased=program.worker is not None)
         program.hints[turn.owner] = turn.worker, hint
         self.cluster.engines[turn.worker].tell(turn.owner, hint)
 
@@ -130,6 +130,6 @@ class ThunderAgent(StockRelease):
         """Resume the program on a worker, or pause it."""
         program.worker = worker
         for owner, (where, hint) in program.hints.items():
-            hint = replace(hint, leased=worker is not None)
+            hint = hint._replace(leased=worker is not None)
             program.hints[owner] = where, hint
             self.cluster.engines[where].tell(owner, hint)
