@@ -17,7 +17,7 @@ ANY, ALL, ONE = "any", "all", "one"
 MOST_NODES, MOST_EDGES, LONGEST_NAME = 1000, 10_000, 256
 WIDEST = 1e6
 EPSILON = 1e-9
-WORTH = 10.0  # steps of a role that its declaration counts for
+WORTH, NOISE = 10.0, 0.1  # steps of a role that its declaration counts for; probability of a way that nobody declared
 
 Key = tuple[str, str]
 
@@ -26,8 +26,8 @@ Key = tuple[str, str]
 class Node:
     """A role: tokens and service seconds of one step on average, None where nobody knows.
 
-    `join` is "any", "all" or the number of tokens that one step takes. Of learned nodes only: `takes`, that number on
-    average where `join` is "all", and `confidence` in 0..1, n/(n+1) after n observations of what follows.
+    `join` is "any", "all" or the number of tokens that one step takes. Once learned: `takes`, that number on average
+    where `join` is "all", and `confidence` in 0..1, n/(n+1) after n observations of what follows.
     """
 
     join: str | float = ANY
@@ -116,23 +116,22 @@ class Template:
     def tempered(self, measured: Template) -> Template:
         """This template after what a learned one has seen: it counts for `WORTH` steps of each role.
 
-        What it leaves open is as measured. Joins and starts stay as declared.
+        What it leaves open, whole roles among it, is as measured. Joins and starts stay as declared, and a way that it
+        leaves out counts once it is no noise, where no declared number of steps is waited for.
         """
         names = {**self.nodes, **measured.nodes}
         nodes = {role: _tempered(self.nodes.get(role), measured.nodes.get(role)) for role in names}
         said = {(edge.source, edge.target): edge for edge in self.edges}
         seen = {(edge.source, edge.target): edge for edge in measured.edges}
         edges = []
-        for source, target in {**said, **seen}:
-            nothing = Edge(source, target, 0.0)
-            one, other = said.get((source, target), nothing), seen.get((source, target), nothing)
-            share = _share(measured.nodes.get(source))
-            edges.append(Edge(
-                source, target, (1 - share) * one.probability + share * other.probability,
-                _mean(one.gap_seconds, other.gap_seconds, share),
-                _mean(one.count, other.count, share if one.probability and other.probability else not one.probability),
-            ))  # fmt: skip
-        return Template(self.name, nodes, tuple(edges), self.starts)
+        for key in {**said, **seen}:
+            share = _share(measured.nodes.get(key[0])) if key[0] in self.nodes else 1.0
+            edge = _between(said.get(key), seen.get(key), share)
+            heard = key[0] not in self.nodes or edge.probability >= NOISE
+            free = key[1] not in self.nodes or nodes[key[1]].join == ANY or nodes[key[1]].takes
+            if key in said or (heard and free):
+                edges.append(edge)
+        return Template(self.name, nodes, tuple(_bounded(edges, nodes)), self.starts)
 
 
 def _share(measured: Node | None) -> float:
@@ -147,7 +146,34 @@ def _tempered(said: Node | None, seen: Node | None) -> Node:
     share = _share(seen)
     names = ("prompt_tokens", "output_tokens", "seconds")
     means = {name: _mean(getattr(said, name), getattr(seen, name), share) for name in names}
-    return replace(said, fork=ONE if said.fork == seen.fork == ONE else ALL, model=said.model or seen.model, **means)
+    takes = seen.takes if said.join == ALL else None
+    fork = said.fork if share < 0.5 else seen.fork
+    return replace(said, fork=fork, takes=takes, model=said.model or seen.model, **means)
+
+
+def _between(said: Edge | None, seen: Edge | None, share: float) -> Edge:
+    """The edge with that share of what was seen; the mean of what it brings is that of both."""
+    if said is None or seen is None:
+        one = said or seen
+        assert one is not None
+        return replace(one, probability=one.probability * (share if said is None else 1.0 - share))
+    probability = _mean(said.probability, seen.probability, share)
+    brings = _mean(said.probability * said.count, seen.probability * seen.count, share)
+    count = max(1.0, brings / probability) if probability else said.count
+    return replace(
+        said, probability=probability, count=count, gap_seconds=_mean(said.gap_seconds, seen.gap_seconds, share)
+    )
+
+
+def _bounded(edges: Iterable[Edge], nodes: Mapping[str, Node]) -> Iterable[Edge]:
+    """Those out of a choice have probabilities of at most 1 together."""
+    edges = list(edges)
+    weights: dict[str, float] = {}
+    for edge in edges:
+        weights[edge.source] = weights.get(edge.source, 0.0) + edge.probability
+    for edge in edges:
+        over = weights[edge.source] if nodes[edge.source].fork == ONE else 1.0
+        yield edge if over <= 1.0 else replace(edge, probability=edge.probability / over)
 
 
 def _mean(said: float | None, seen: float | None, share: float) -> Any:

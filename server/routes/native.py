@@ -142,13 +142,17 @@ class AheadRow(BaseModel):
 
 
 class TemplateRow(BaseModel):
-    """How the runs of one agent program go. `declared` by a client, or learned from its runs."""
+    """How the runs of one agent program go. `declared` by a client, or learned from its runs.
+
+    `believed` is what becomes of a declaration with what its runs have shown; null of what is learned.
+    """
 
     name: str
     declared: bool
     nodes: dict[str, dict[str, Any]]
     edges: list[dict[str, Any]]
     starts: list[str]
+    believed: dict[str, Any] | None = None
 
 
 class AskedRow(BaseModel):
@@ -255,7 +259,7 @@ _DECLARATION = {"requestBody": {"required": True, "content": {"application/json"
 
 @native.put("/v1/workflows/templates/{name}", responses=_errors(400, 401, 413), openapi_extra=_DECLARATION)
 async def declare(request: Request, name: str) -> TemplateRow:
-    """Declare how the runs of `name` go. It wins over what is learned, at once, also for runs under way."""
+    """Declare how the runs of `name` go. It counts at once, also for runs under way, as ten steps of each role."""
     tenant, state = authenticate(request), state_of(request)
     document = parse_object(await read_body(request))
     try:
@@ -269,13 +273,14 @@ async def declare(request: Request, name: str) -> TemplateRow:
 
 @native.get("/v1/workflows/templates/{name}", responses=_errors(401, 404))
 async def template_detail(request: Request, name: str) -> TemplateRow:
-    """A template: as it was declared, else as far as it is learned."""
+    """A template: as it was declared and what is believed of it, else as far as it is learned."""
     tenant, knowledge = authenticate(request), state_of(request).core.scheduler.knowledge
     found = knowledge.template(tenant.name, name)
     if found is None:
         raise ApiError(404, f"No template {name!r} is known.")
-    template, declared = found
-    return TemplateRow(name=name, declared=declared, **template.document())
+    declared = knowledge.declared.get((tenant.name, name))
+    believed = found.document() if declared is not None else None
+    return TemplateRow(name=name, declared=declared is not None, believed=believed, **(declared or found).document())
 
 
 @native.get("/v1/workflows/{workflow:path}", responses=_errors(401, 404))

@@ -84,7 +84,7 @@ def test_a_declared_template_that_runs_contradict_is_not_followed_for_long(runs:
     assert said[-1].steps_to_execution["idle"] == float("inf")
     believed = runs.scheduler.knowledge.template("t", "job")
     assert believed is not None
-    assert believed[0].nodes["write"].seconds == pytest.approx(1.0, rel=0.15)
+    assert believed.nodes["write"].seconds == pytest.approx(1.0, rel=0.15)
 
 
 def test_templates_of_two_tenants_never_meet(runs: Runs) -> None:
@@ -103,9 +103,8 @@ def test_a_fan_out_and_its_join_are_learned_with_their_width(runs: Runs) -> None
         runs.call([user(f"{n} sum")], who=node(f"r{n}", "sum", "work"))
         assert set(runs.step(parts[0]).after) == {plan}
         runs.scheduler.handle(WorkflowFinished("t", f"r{n}"), runs.now)
-    found = runs.scheduler.knowledge.template("t", "job")
-    assert found is not None
-    template, _ = found
+    template = runs.scheduler.knowledge.template("t", "job")
+    assert template is not None
     assert {(e.source, e.target): round(e.count) for e in template.edges} == {("plan", "work"): 3, ("work", "sum"): 1}
     assert template.nodes["sum"].join == "all"
 
@@ -148,7 +147,7 @@ def test_an_abandoned_run_teaches_that_its_line_may_end(runs: Runs) -> None:
     found = runs.scheduler.knowledge.template("t", "job")
     assert found is not None
     assert before == 1
-    assert found[0].edges[0].probability < 0.8
+    assert found.edges[0].probability < 0.8
 
 
 def test_gaps_are_learned_per_tool_and_so_is_that_a_session_never_returns(runs: Runs) -> None:

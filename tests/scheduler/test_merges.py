@@ -185,4 +185,4 @@ def test_gathered_outputs_teach_a_join(runs: Runs) -> None:
     workflow = runs.step(whole).session.workflow
     template = runs.scheduler.knowledge.template("t", next(iter(workflow.sessions.values())).role or "")
     assert template is not None
-    assert template[0].nodes[runs.step(whole).role or ""].join == "all"
+    assert template.nodes[runs.step(whole).role or ""].join == "all"

@@ -106,26 +106,49 @@ def test_a_join_may_wait_for_all_the_steps_that_a_fan_out_makes_but_not_for_more
         Template.parse("t", {**PLAN, "nodes": {**nodes, "reduce": {"join": 6}}})
 
 
-def test_a_declaration_counts_for_ten_steps_and_what_it_leaves_open_is_as_measured() -> None:
-    nodes = {"plan": Node(seconds=9.0, prompt_tokens=70.0, confidence=0.5), "reduce": Node(seconds=2.0, confidence=0.5)}
-    edges = (Edge("plan", "reduce", 0.0, 3.0), Edge("plan", "other", 1.0, 4.0, 3.0))
-    measured = Template("m", {**nodes, "other": Node(confidence=0.5)}, edges, ("plan",))
-    given = {"plan": {"seconds": 4}, "reduce": {"join": "all"}}
-    declared = Template.parse("t", {"nodes": given, "edges": [{"from": "plan", "to": "reduce", "gap_seconds": 1}]})
+def learned(*edges: Edge, steps: int = 10, **more: Any) -> Template:
+    """A template as if so many steps of each of its roles had been seen."""
+    roles = dict.fromkeys(role for edge in edges for role in (edge.source, edge.target))
+    return Template("m", {role: Node(confidence=steps / (steps + 1), **more) for role in roles}, edges, ())
+
+
+def test_a_declaration_counts_for_ten_steps_of_a_role_and_what_it_leaves_open_is_as_measured() -> None:
+    measured = learned(
+        Edge("plan", "reduce", 0.5, 3.0), Edge("plan", "other", 0.4, 4.0, 3.0), Edge("plan", "rare", 0.1),
+        Edge("other", "fix", 0.05), seconds=9.0, prompt_tokens=70.0,
+    )  # fmt: skip
+    declared = Template.parse("t", {
+        "nodes": {"plan": {"seconds": 4}, "reduce": {}},
+        "edges": [{"from": "plan", "to": "reduce", "gap_seconds": 1, "count": 3}],
+    })  # fmt: skip
     tempered = declared.tempered(measured)
-    assert tempered.nodes["plan"].prompt_tokens == 70
-    assert tempered.nodes["plan"].seconds == pytest.approx(4 + (9 - 4) / 11)
-    assert (tempered.nodes["reduce"].seconds, tempered.nodes["reduce"].join) == (2, "all")
-    found = {e.target: e for e in tempered.edges}
-    assert found["reduce"].probability == pytest.approx(10 / 11)
-    assert found["reduce"].gap_seconds == pytest.approx(1 + 2 / 11)
-    assert (found["other"].probability, found["other"].gap_seconds, found["other"].count) == (
-        pytest.approx(1 / 11),
-        4,
-        3,
-    )
+    assert (tempered.nodes["plan"].seconds, tempered.nodes["plan"].prompt_tokens) == (6.5, 70)
+    assert tempered.nodes["reduce"].seconds == 9
+    found = {(e.source, e.target): e for e in tempered.edges}
+    assert found.keys() == {("plan", "reduce"), ("plan", "other"), ("other", "fix")}, "the rare one may be noise"
+    reduce, other = found["plan", "reduce"], found["plan", "other"]
+    assert (reduce.probability, reduce.gap_seconds) == (0.75, 2)
+    assert reduce.probability * reduce.count == pytest.approx((1 * 3 + 0.5 * 1) / 2)
+    assert (other.probability, other.gap_seconds, other.count) == (pytest.approx(0.2), 4, 3)
+    assert found["other", "fix"].probability == 0.05
     assert tempered.starts == declared.starts
     assert declared.tempered(Template("m", {}, (), ())) == declared
+
+
+def test_a_way_that_nobody_declared_does_not_hold_up_a_join_nor_makes_a_choice_more_than_one() -> None:
+    nodes = {"plan": {}, "search": {}, "write": {"join": 2}}
+    edges = [{"from": "plan", "to": "search", "count": 2}, {"from": "search", "to": "write"}]
+    declared = Template.parse("t", {"nodes": nodes, "edges": edges})
+    tempered = declared.tempered(learned(Edge("plan", "write"), Edge("plan", "search"), Edge("search", "write")))
+    assert {(e.source, e.target) for e in tempered.edges} == {("plan", "search"), ("search", "write")}
+
+    both = Template.parse("t", {"nodes": {"a": {}, "b": {}, "c": {}}, "edges": [
+        {"from": "a", "to": "b"}, {"from": "a", "to": "c"},
+    ]})  # fmt: skip
+    assert both.nodes["a"].fork == "all"
+    chosen = both.tempered(learned(Edge("a", "b", 0.5), Edge("a", "c", 0.5), steps=11))
+    assert chosen.nodes["a"].fork == "one"
+    assert sum(e.probability for e in chosen.edges) == pytest.approx(1)
 
 
 def edge(learned: Learned, source: str, target: str) -> Any:

@@ -46,6 +46,10 @@ async def test_a_declared_template_says_what_is_ahead_of_a_run_at_once(weft: Wef
     assert ahead["steps"] == 4
     assert ahead["roles"]["work"]["steps_to_execution"] == 1
     assert ahead["roles"]["sum"]["steps_to_execution"] == 2
+    async with weft.http.get(weft.url + "/v1/workflows/templates/report") as answer:
+        row = await answer.json()
+    assert (row["nodes"]["plan"]["seconds"], row["starts"]) == (2, ["plan"])
+    assert row["believed"]["nodes"].keys() == row["nodes"].keys()
     async with weft.http.put(weft.url + "/v1/workflows/templates/report", json={"nodes": {"plan": {}}}) as answer:
         assert answer.status == 200
     async with weft.http.get(weft.url + "/v1/workflows/run") as answer:
