@@ -9,7 +9,7 @@ from itertools import count
 
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
-from scheduler.habits import Standing, returning
+from scheduler.habits import Stops
 from scheduler.rates import Rates
 from scheduler.workers import Worker
 
@@ -20,6 +20,7 @@ SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # near capacity, where plain queueing costs little, after down to NEAR of that.
 PATIENCE, SLOPE, NEAR = 1.2, 0.3, 0.25
 LIKELY = 0.5  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
+MOSTLY = 0.95  # of those that come back
 WORTH, SOONEST = 0.1, 0.05  # of an idle time, for which an index holds; seconds that it counts as at least
 SLIM = 1e-6  # a chance that is none
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
@@ -45,13 +46,25 @@ class Held:
     new: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A held step that may go now, to which worker, and why."""
+
+    step: Step
+    worker: Worker
+    tokens: int
+    waited: float
+    plain: float
+    why: str
+
+
 @dataclass(slots=True, eq=False)
 class Account:
     """A workflow on a worker. `contexts` are the tokens of its sessions there that no other session counts for, and
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
     It is idle since `since`, with `gap` as what is known of its return. `alive` is the chance that it makes another
-    call; `live`, `claim`, `cost` and `present` are what it counts for in its book.
+    call, `hoped` that with which it stopped; `live`, `claim`, `cost` and `present` are what it counts for in its book.
     """
 
     workflow: Workflow
@@ -61,12 +74,15 @@ class Account:
     held: dict[str, Held] = field(default_factory=dict)
     leased: bool = False
     flex: bool = False  # offline work: its leases are the first to be revoked
-    told: bool = False  # whether its engine knows of the lease
+    told: bool | None = False  # whether its engine knows of the lease; None: it is to be told anew
     gap: Gap | None = None
     since: float = 0.0
-    stood: Standing | None = None  # how it stopped, while it has not come back
-    left: dict[Session, Standing] = field(default_factory=dict)  # how its agents did
+    stood: Stops | None = None  # how it stopped, while it has not come back
+    followed: bool = False  # whether another run has begun since, while it was the last to have stopped
+    late: bool = False  # whether its usual gap has passed
+    left: dict[Session, Stops] = field(default_factory=dict)  # how its agents did
     alive: float = 1.0
+    hoped: float = 1.0
     worth: float = 0.0  # its index, until `worth_until`
     worth_until: float = 0.0
     tokens: int = 0
@@ -84,21 +100,41 @@ class Account:
         """The session counts for nothing any more."""
         self.tokens -= self.contexts.pop(session)
         self.shared.pop(session, None)
-        if (standing := self.left.pop(session, None)) is not None:
-            standing[0] += 1
+        if (stops := self.left.pop(session, None)) is not None:
+            stops.stopped += 1
 
     def back(self, session: Session) -> None:
         """A step of the session has come: it is back, and its workflow with it."""
         if self.stood is not None:
-            self.stood[1] += 1
-            self.stood = None
-        if (standing := self.left.pop(session, None)) is not None:
-            standing[0], standing[1] = standing[0] + 1, standing[1] + 1
+            self.stood.returned += 1
+            if self.followed and self.late:
+                self.stood.followed[1] += 1
+            elif self.followed:
+                self.stood.resolved(True)
+        self.stood, self.followed, self.late = None, False, False
+        if (stops := self.left.pop(session, None)) is not None:
+            stops.stopped, stops.returned = stops.stopped + 1, stops.returned + 1
+
+    def follow(self) -> None:
+        """Another run of its program has begun, and it was the last to have stopped."""
+        self.followed = True
+        if self.late and self.stood is not None:
+            self.stood.resolved(False)
+
+    def waited(self, idle: float) -> None:
+        """It has not come back for so long: most that do would have."""
+        if self.stood is None or self.gap is None or self.late or idle <= self.gap.quantile(MOSTLY):
+            return
+        self.late = True
+        if self.followed:
+            self.stood.resolved(False)
 
     @property
     def returning(self) -> float:
         """The share of workflows that come back after such a stop."""
-        return returning(self.stood)
+        if self.stood is None:
+            return 1.0
+        return self.stood.share_of_followed if self.followed else self.stood.share
 
     def returns(self, idle: float) -> float:
         """The chance that it makes another call, now that it has been idle for so many seconds.
@@ -230,7 +266,7 @@ class Book:
         self.demand += live - account.live
         account.live = live
         self.claimed += claim - account.claim
-        present = busy or (bool(account.contexts) and account.alive >= LIKELY * account.returning)
+        present = busy or (bool(account.contexts) and account.alive >= LIKELY * account.hoped)
         self.present += present - account.present
         self.cost += cost - account.cost
         account.claim, account.cost, account.present = claim, cost, present

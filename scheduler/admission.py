@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from dataclasses import dataclass
 from itertools import count
 
-from scheduler.accounts import SHARE, Account, Book, Held, Line, bound
+from scheduler.accounts import SHARE, Account, Admitted, Book, Held, Line, bound
 from scheduler.graph import Session, Step
 from scheduler.habits import Habits, answers
 from scheduler.knowledge import Knowledge
+from scheduler.successions import Successions
 from scheduler.workers import Worker
 
 STATED = 2.0  # times that: its deadline
@@ -36,18 +36,6 @@ TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A held step that may go now, to which worker, and why."""
-
-    step: Step
-    worker: Worker
-    tokens: int
-    waited: float
-    plain: float
-    why: str
-
-
 class Gate:
     """Leases, claims and holds on all workers. It knows of a step by `arrived`, `first_token` and `ended` alone."""
 
@@ -60,6 +48,7 @@ class Gate:
         self._touched: dict[str, None] = {}  # workers where somebody might get in now
         self._ages: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
         self.habits = Habits()
+        self._successions = Successions()
         self._lost: dict[str, Held] = {}  # the holds of steps whose worker was lost
         self._leased: dict[Account, Book] = {}  # that got a lease while steps of theirs were held
         self._fading: list[tuple[float, int, Book, Account, float]] = []
@@ -153,9 +142,10 @@ class Gate:
             home.count(step.session, 0 if answers(step) else own)
             book.settle(home)
         if not account.running:
-            account.since, account.gap = now, self._knowledge.gap(step.branch)
+            account.since, account.gap, account.worth_until = now, self._knowledge.gap(step.branch), 0.0
             account.stood = self.habits.stopped(step) if step.usage.prompt else None
-            account.alive, account.worth_until = account.returning, 0.0
+            account.alive = account.hoped = account.returning
+            self._successions.stopped(book, account, step.flex)
             self._look_again(book, account, now)
         book.settle(account)
         self._touched[book.worker.id] = None
@@ -208,13 +198,18 @@ class Gate:
             _, _, book, account, since = heapq.heappop(self._fading)
             if account.running or account.since != since or account.gap is None or not account.contexts:
                 continue
-            account.alive = account.returns(now - since)
-            if account.alive < GONE:
-                account.leased = False
-            else:
+            account.waited(now - since)
+            self._fade(book, account, now)
+            if account.alive >= GONE:
                 self._look_again(book, account, now)
-            book.settle(account)
-            self._touched[book.worker.id] = None
+
+    def begins(self, step: Step, now: float) -> None:
+        """A step has come. If a run begins with it, the one that stopped last may have ended, as habits tell."""
+        if len(step.session.workflow.steps) == 1 and (found := self._successions.latest(step)) is not None:
+            book, account = found
+            account.follow()
+            account.worth_until, account.told = 0.0, None
+            self._fade(book, account, now)
 
     def leased(self, session: Session, worker: str) -> bool:
         """Whether the session's workflow has a lease on the worker."""
@@ -284,6 +279,12 @@ class Gate:
             self._line_up(book, account)
         self._touched[book.worker.id] = None
         return held
+
+    def _fade(self, book: Book, account: Account, now: float) -> None:
+        account.alive = account.returns(now - account.since)
+        account.leased = account.leased and account.alive >= GONE
+        book.settle(account)
+        self._touched[book.worker.id] = None
 
     def _look_again(self, book: Book, account: Account, now: float) -> None:
         idle = now - account.since

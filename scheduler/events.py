@@ -58,6 +58,11 @@ class StepFinished:
     stop: str | None = None
     answer: Answer | None = None
 
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The tools that it called."""
+        return tuple(call.name for call in self.answer.calls) if self.answer else ()
+
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:

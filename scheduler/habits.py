@@ -3,44 +3,78 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 from scheduler.estimates import END, kind
 from scheduler.graph import Step
 
 FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, and the share that is few
 HOPE = 3  # workflows that are taken to have come back after every kind of stop
+WINDOW = 16  # stops before a beginning, the latest
 MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
 
-Standing = list[int]
-"""How many workflows, or agents of theirs, stopped so, and how many of them came back."""
+
+@dataclass(slots=True, eq=False)
+class Stops:
+    """How many workflows, or agents of theirs, `stopped` so, and how many of them `returned`.
+
+    `followed` are two such numbers, of the latest after which another run of their program began while they were the
+    last to have stopped: each is counted once it is back, or its usual gap has passed.
+    """
+
+    stopped: int = 0
+    returned: int = 0
+    followed: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def share(self) -> float:
+        """The share that came back.
+
+        A workflow that is still away counts as gone, so that an end is known from the first runs on, long before any
+        has been given up; an agent that is counts for nothing yet, as many of a run may begin at once.
+        """
+        return (self.returned + HOPE) / (self.stopped + HOPE)
+
+    @property
+    def share_of_followed(self) -> float:
+        """That of those after which another run began."""
+        number, returned = self.followed
+        return min(1.0, (returned + self.share) / (number + 1))
+
+    def resolved(self, back: bool) -> None:
+        """One more of those that were followed was back in its usual time, or was not."""
+        if self.followed[0] >= WINDOW:
+            self.followed = [number // 2 for number in self.followed]
+        self.followed[0] += 1
+        self.followed[1] += back
 
 
 class Habits:
     """Learned from what has happened, by tenant and role. Soft and bounded, the oldest forgotten first."""
 
     def __init__(self) -> None:
-        self._stops: OrderedDict[tuple[str, str, str], Standing] = OrderedDict()
-        self._agents: OrderedDict[tuple[str, str, str], Standing] = OrderedDict()
+        self._stops: OrderedDict[tuple[str, str, str], Stops] = OrderedDict()
+        self._agents: OrderedDict[tuple[str, str, str], Stops] = OrderedDict()
         self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def stopped(self, step: Step) -> Standing:
-        """A workflow is idle after this step. Whoever holds the result says `standing[1] += 1` when it is back."""
-        standing = _of(self._stops, step)
-        standing[0] += 1
-        return standing
+    def stopped(self, step: Step) -> Stops:
+        """A workflow is idle after this step. Whoever holds the result counts how that ends."""
+        stops = _of(self._stops, step)
+        stops.stopped += 1
+        return stops
 
-    def left(self, step: Step) -> Standing:
+    def left(self, step: Step) -> Stops:
         """One of a workflow's sessions is idle after this step. Whoever holds the result counts how that ends."""
         return _of(self._agents, step)
 
-    def counting(self, step: Step, left: Standing) -> float:
+    def counting(self, step: Step, left: Stops) -> float:
         """The share of its context that an agent which has so `left` counts for: all, unless few are called again.
 
         Who is asked once, in a run that goes on without it, holds nothing that will be needed. That the run goes on at
         all is another question, so the share is that of the agents over that of the workflows.
         """
-        share = returning(left) / returning(_of(self._stops, step))
-        return share if left[0] >= FEW and share < RARE else 1.0
+        share = left.share / _of(self._stops, step).share
+        return share if left.stopped >= FEW and share < RARE else 1.0
 
     def answered(self, step: Step) -> bool:
         """Whether a sub-agent has answered, and of its kind few are called again."""
@@ -65,20 +99,10 @@ def answers(step: Step) -> bool:
     return bool(step.session.parent) and kind(step.stop, step.tools) == END
 
 
-def _of(stops: OrderedDict[tuple[str, str, str], Standing], step: Step) -> Standing:
+def _of(stops: OrderedDict[tuple[str, str, str], Stops], step: Step) -> Stops:
     key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
-    standing = stops.setdefault(key, [0, 0])
+    found = stops.setdefault(key, Stops())
     stops.move_to_end(key)
     if len(stops) > MOST:
         stops.popitem(last=False)
-    return standing
-
-
-def returning(standing: Standing | None) -> float:
-    """The share that came back after such a stop.
-
-    A workflow that is still away counts as gone, so that an end is known from the first runs on, long before any has
-    been given up; an agent that is counts for nothing yet, as many of a run may begin at once.
-    """
-    stopped, returned = standing or (0, 0)
-    return (returned + HOPE) / (stopped + HOPE)
+    return found

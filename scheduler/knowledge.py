@@ -91,19 +91,18 @@ class Knowledge:
         self._changed: set[tuple[str, Key]] = set()
 
     def declare(self, tenant: str, template: Template) -> None:
-        """From now on the runs of that name go so. Raises ValueError where the tenant has declared too many."""
+        """The runs of that name go so, until they show otherwise. ValueError where the tenant has declared too many."""
         key = (tenant, template.name)
         if key not in self.declared and sum(t == tenant for t, _ in self.declared) >= MOST_TEMPLATES:
             raise ValueError(f"at most {MOST_TEMPLATES} templates can be declared")
         self.declared[key] = template
         self._changed.add((DECLARED, key))
 
-    def template(self, tenant: str, name: str) -> tuple[Template, bool] | None:
-        """The template of that name and whether it was declared; then tempered by what its runs have shown."""
+    def template(self, tenant: str, name: str) -> Template | None:
+        """What is believed of the runs of that name: what was declared, tempered by what was seen, or that alone."""
         declared, program = self.declared.get((tenant, name)), self.programs.get((tenant, name))
-        if declared is None:
-            return (program.learned.template(), False) if program else None
-        return (declared.tempered(program.learned.template()) if program else declared), True
+        learned = program.learned.template() if program else None
+        return declared.tempered(learned) if declared and learned else declared or learned
 
     def arrived(self, step: Step, original: Step | None) -> None:
         """A step was linked to its run. `original`: it was sent again, and that one still counts."""
@@ -186,7 +185,7 @@ class Knowledge:
 
     def ahead(self, workflow: Workflow) -> Ahead:
         """What is expected of a run from now on."""
-        key = _key(workflow)
+        key = program_of(workflow)
         ready = self._evaluated(key)
         position = workflow.progress.position(ready.foresight.template)
         return Ahead(
@@ -204,20 +203,20 @@ class Knowledge:
 
         Cheaper than `ahead`, as it waits until a tenth more has been learned before it looks at the template anew.
         """
-        foresight = self._lately(_key(workflow)).foresight
+        foresight = self._lately(program_of(workflow)).foresight
         return foresight.next_use(workflow.progress.position(foresight.template, now))
 
     def repeats(self, workflow: Workflow, role: str) -> bool:
         """Whether in the run's template a step of the role can come right after another one. As `several_roles`."""
-        return self._lately(_key(workflow)).foresight.repeats(role)
+        return self._lately(program_of(workflow)).foresight.repeats(role)
 
     def several_roles(self, workflow: Workflow) -> bool:
         """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""
-        return len(self._lately(_key(workflow)).foresight.template.order) > 1
+        return len(self._lately(program_of(workflow)).foresight.template.order) > 1
 
     def prospects(self, workflow: Workflow, now: float, dice: Dice, draws: int) -> tuple[list[Rest], float]:
         """So many ways in which a run may go on from now, and the confidence in what they are drawn from, in 0..1."""
-        ready = self._lately(_key(workflow))
+        ready = self._lately(program_of(workflow))
         position = workflow.progress.position(ready.foresight.template, now)
         if len(ready.foresight.template.order) > 1:
             game, confidence = Game(ready.foresight.template), ready.expectation.remaining(position).confidence
@@ -246,7 +245,7 @@ class Knowledge:
         return kept
 
     def _next(self, workflow: Workflow) -> Mapping[str | None, float]:
-        program = self.programs.get(_key(workflow))
+        program = self.programs.get(program_of(workflow))
         if program is None or not workflow.ends:
             return {}
         return program.transitions.predict(next(reversed(workflow.ends.values())))
@@ -291,7 +290,7 @@ class Knowledge:
         return wrong
 
     def _program(self, workflow: Workflow) -> Program:
-        key = _key(workflow)
+        key = program_of(workflow)
         program = self.programs.get(key)
         if program is None:
             program = self.programs[key] = Program(Learned(key[1]))
@@ -318,8 +317,7 @@ class Knowledge:
         version = program.learned.version if program else -1
         kept = self._ready.get(key)
         if kept is None or kept.version != version or kept.declared is not declared:
-            known = self.template(*key)
-            template = known[0] if known else Template(key[1], {}, (), ())
+            template = self.template(*key) or Template(key[1], {}, (), ())
             kept = self._ready[key] = _Ready(version, declared, Foresight(template, RARE), Expectation(template))
             if len(self._ready) > MOST_TEMPLATES:
                 self._ready.popitem(last=False)
@@ -354,7 +352,7 @@ class Knowledge:
         return Place(session.workflow.tenant, role or "", tuple(sorted(branch.tools)), branch.past)
 
 
-def _key(workflow: Workflow) -> Key:
+def program_of(workflow: Workflow) -> Key:
     """A run without a template's name is one of the runs that its first agent makes."""
     first = next(iter(workflow.sessions.values()), None)
     return workflow.tenant, workflow.template or (first.role if first else None) or ""

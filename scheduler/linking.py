@@ -74,7 +74,6 @@ class Linker:
 
     def answered(self, step: Step, answer: Answer) -> None:
         """Learn what the step has put out."""
-        step.tools = tuple(call.name for call in answer.calls)
         if step.link:
             self.lineage.finished(step, answer)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from scheduler import graph as g
 from scheduler import pledges
+from scheduler.accounts import Admitted
 from scheduler.actions import Action, Cancel, Decision, Dispatch, Hold, Reject
-from scheduler.admission import Admitted, Gate
+from scheduler.admission import Gate
 from scheduler.awaited import Awaited
 from scheduler.events import (
     AdviceDue,
@@ -113,6 +114,7 @@ class Scheduler:
         if hopeless := pledges.came(step, who, event.strict, self.knowledge, now):
             self._settle(step, g.REJECTED, now)
             return [Reject(step.id, 422, f"The run cannot be done as asked: {hopeless}.")]
+        self.gate.begins(step, now)
         return self._come(step, now)
 
     def _come(self, step: g.Step, now: float) -> list[Action]:
@@ -142,9 +144,8 @@ class Scheduler:
         return self._dispatch(one.step, one.worker, decision, now)
 
     def _hold(self, step: g.Step) -> Hold:
-        held, book, _ = self.gate.held[step.id]
+        session, (held, book, _) = step.session, self.gate.held[step.id]
         reason = f"no room for {held.tokens} tokens: {book.claimed} of {book.capacity} are claimed"
-        session = step.session
         return Hold(step.id, session.workflow.id, session.id, book.worker.id, held.deadline, reason)
 
     def _choose(self, step: g.Step) -> Decision | None:
@@ -253,7 +254,7 @@ class Scheduler:
 
     def _finished(self, event: StepFinished, now: float) -> list[Action]:
         if step := self.running.get(event.step):
-            step.usage, step.stop = event.usage, event.stop
+            step.usage, step.stop, step.tools = event.usage, event.stop, event.tools
             self._measure(step, now)
             self._settle(step, g.FINISHED, now)
             if event.answer:
