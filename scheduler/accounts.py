@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from scheduler.awaited import RETURNING
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step, Workflow
 from scheduler.habits import Stops
@@ -20,7 +21,6 @@ SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # near capacity, where plain queueing costs little, after down to NEAR of that.
 PATIENCE, SLOPE, NEAR = 1.2, 0.3, 0.25
 LIKELY = 0.5  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
-MOSTLY = 0.95  # of those that come back
 WORTH, SOONEST = 0.1, 0.05  # of an idle time, for which an index holds; seconds that it counts as at least
 SLIM = 1e-6  # a chance that is none
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
@@ -123,7 +123,7 @@ class Account:
 
     def waited(self, idle: float) -> None:
         """It has not come back for so long: most that do would have."""
-        if self.stood is None or self.gap is None or self.late or idle <= self.gap.quantile(MOSTLY):
+        if self.stood is None or self.gap is None or self.late or idle <= self.gap.quantile(RETURNING):
             return
         self.late = True
         if self.followed:

@@ -12,6 +12,7 @@ from itertools import islice
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Retain
 from scheduler.admission import Gate
+from scheduler.awaited import RETURNING
 from scheduler.estimates import TOOL
 from scheduler.forecast import Forecast, Key
 from scheduler.graph import Branch, Session, Step, Workflow
@@ -23,7 +24,6 @@ from scheduler.workers import Worker
 NEVER = float("inf")
 GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
 FETCHES = 4  # owners that are fetched ahead at once for one step
-RETURNING = 0.95  # the share of those that return within a hint's `hold`
 SESSIONS = 256  # of a run, the latest, that are looked at
 HORIZON = 60.0  # seconds; what runs later is fetched by a later step
 

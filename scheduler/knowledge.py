@@ -16,14 +16,13 @@ from scheduler.gaps import Gap
 from scheduler.graph import FINISHED, Branch, Session, Step, Workflow
 from scheduler.learned import Learned
 from scheduler.prospect import Dice, Game, Line, Rest, side_by_side
-from scheduler.template import Template
+from scheduler.template import RARE, Template
 from scheduler.transitions import Context, Transitions
 
 MOST_TEMPLATES = 4096
 MOST_ENDS = 256
 MOST_LINES = 8  # sessions of a run whose rest is drawn, the latest
 DOUBT = 5.0  # ended sessions of a role, from which on what is drawn of it is believed by half
-RARE = 0.1  # edges less likely do not count for the earliest time: noise, in a learned template (bench/shapes.py)
 GROWN = 1.1  # times what a template was learned from, until it is looked at anew
 DECLARED, LEARNED, ESTIMATES = "declared", "learned", "estimates"
 

@@ -17,7 +17,8 @@ ANY, ALL, ONE = "any", "all", "one"
 MOST_NODES, MOST_EDGES, LONGEST_NAME = 1000, 10_000, 256
 WIDEST = 1e6
 EPSILON = 1e-9
-WORTH, NOISE = 10.0, 0.1  # steps of a role that its declaration counts for; probability of a way that nobody declared
+WORTH = 10.0  # steps of a role that its declaration counts for
+RARE = 0.1  # a way out that is less likely is noise, in a learned template (bench/shapes.py)
 
 Key = tuple[str, str]
 
@@ -127,7 +128,7 @@ class Template:
         for key in {**said, **seen}:
             share = _share(measured.nodes.get(key[0])) if key[0] in self.nodes else 1.0
             edge = _between(said.get(key), seen.get(key), share)
-            heard = key[0] not in self.nodes or edge.probability >= NOISE
+            heard = key[0] not in self.nodes or edge.probability >= RARE
             free = key[1] not in self.nodes or nodes[key[1]].join == ANY or nodes[key[1]].takes
             if key in said or (heard and free):
                 edges.append(edge)
@@ -142,7 +143,7 @@ def _share(measured: Node | None) -> float:
 
 def _tempered(said: Node | None, seen: Node | None) -> Node:
     if said is None or seen is None:
-        return one if (one := said or seen) else Node()
+        return said or seen or Node()
     share = _share(seen)
     names = ("prompt_tokens", "output_tokens", "seconds")
     means = {name: _mean(getattr(said, name), getattr(seen, name), share) for name in names}
@@ -165,9 +166,8 @@ def _between(said: Edge | None, seen: Edge | None, share: float) -> Edge:
     )
 
 
-def _bounded(edges: Iterable[Edge], nodes: Mapping[str, Node]) -> Iterable[Edge]:
+def _bounded(edges: Sequence[Edge], nodes: Mapping[str, Node]) -> Iterable[Edge]:
     """Those out of a choice have probabilities of at most 1 together."""
-    edges = list(edges)
     weights: dict[str, float] = {}
     for edge in edges:
         weights[edge.source] = weights.get(edge.source, 0.0) + edge.probability

@@ -24,19 +24,25 @@ def turn(play: Play, session: str, seconds: float = 0.5) -> None:
     play.done(play.call(session, 200))
 
 
+def some_turn(play: Play, rng: random.Random, live: dict[str, int]) -> None:
+    """A turn of one of the live runs, which have so many left."""
+    session = rng.choice(list(live))
+    turn(play, session)
+    live[session] -= 1
+    if not live[session]:
+        del live[session]
+
+
 def test_who_stopped_last_when_another_begins_is_taken_to_have_ended_once_that_has_been_so() -> None:
     play, rng = Play(workers=2), random.Random(1)
-    live, begun = {}, 0
+    live: dict[str, int] = {}
+    begun = 0
     while begun < 120:
         while len(live) < SLOTS:
             begun += 1
             live[f"run{begun}"] = rng.randint(3, 8)
             turn(play, f"run{begun}", 0.0)
-        session = rng.choice(list(live))
-        turn(play, session)
-        live[session] -= 1
-        if not live[session]:
-            del live[session]
+        some_turn(play, rng, live)
     known = accounts(play)
     assert all(known[one].alive > 0.4 for one in live)
     ended = [known[one].alive for one in known if one not in live]
@@ -46,16 +52,12 @@ def test_who_stopped_last_when_another_begins_is_taken_to_have_ended_once_that_h
 
 def test_a_beginning_tells_nothing_where_runs_begin_by_themselves() -> None:
     play, rng = Play(workers=2), random.Random(2)
-    live = {}
+    live: dict[str, int] = {}
     for number in range(600):
         if number % 5 == 0:
             live[f"run{number}"] = 5
             turn(play, f"run{number}")
-        session = rng.choice(list(live))
-        turn(play, session)
-        live[session] -= 1
-        if not live[session]:
-            del live[session]
+        some_turn(play, rng, live)
     known = accounts(play)
     assert all(known[one].alive > 0.5 for one in live)
 
