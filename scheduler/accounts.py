@@ -9,7 +9,7 @@ from itertools import count
 
 from scheduler.awaited import RETURNING
 from scheduler.gaps import Gap
-from scheduler.graph import Session, Step, Workflow
+from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.habits import Stops
 from scheduler.rates import Rates
 from scheduler.workers import Worker
@@ -20,7 +20,7 @@ SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
 # near capacity, where plain queueing costs little, after down to NEAR of that.
 PATIENCE, SLOPE, NEAR = 1.2, 0.3, 0.25
-LIKELY = 0.5  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
+LIKELY = 0.6  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
 WORTH, SOONEST = 0.1, 0.05  # of an idle time, for which an index holds; seconds that it counts as at least
 SLIM = 1e-6  # a chance that is none
 GROWTH, MOST = 256, 1 / 64  # tokens, and share of the device memory
@@ -63,8 +63,9 @@ class Account:
     """A workflow on a worker. `contexts` are the tokens of its sessions there that no other session counts for, and
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
-    It is idle since `since`, with `gap` as what is known of its return. `alive` is the chance that it makes another
-    call, `hoped` that with which it stopped; `live`, `claim`, `cost` and `present` are what it counts for in its book.
+    It is idle since `since`, after a step of `branch`, with `gap` as what is known of its return by now. `alive` is the
+    chance that it makes another call, `hoped` that with which it stopped; `live`, `claim`, `cost` and `present` are
+    what it counts for in its book.
     """
 
     workflow: Workflow
@@ -75,6 +76,7 @@ class Account:
     leased: bool = False
     flex: bool = False  # offline work: its leases are the first to be revoked
     told: bool | None = False  # whether its engine knows of the lease; None: it is to be told anew
+    branch: Branch | None = None
     gap: Gap | None = None
     since: float = 0.0
     stood: Stops | None = None  # how it stopped, while it has not come back
@@ -102,6 +104,11 @@ class Account:
         self.shared.pop(session, None)
         if (stops := self.left.pop(session, None)) is not None:
             stops.stopped += 1
+
+    def stop(self, branch: Branch, stood: Stops | None, now: float) -> None:
+        """None of its steps runs any more, the last one of this branch; `stood` counts whether it comes back."""
+        self.branch, self.stood, self.since, self.worth_until = branch, stood, now, 0.0
+        self.alive = self.hoped = self.returning
 
     def back(self, session: Session) -> None:
         """A step of the session has come: it is back, and its workflow with it."""

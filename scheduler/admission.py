@@ -142,9 +142,8 @@ class Gate:
             home.count(step.session, 0 if answers(step) else own)
             book.settle(home)
         if not account.running:
-            account.since, account.gap, account.worth_until = now, self._knowledge.gap(step.branch), 0.0
-            account.stood = self.habits.stopped(step) if step.usage.prompt else None
-            account.alive = account.hoped = account.returning
+            account.stop(step.branch, self.habits.stopped(step) if step.usage.prompt else None, now)
+            account.gap = self._knowledge.gap(step.branch)
             self._successions.stopped(book, account, step.flex)
             self._look_again(book, account, now)
         book.settle(account)
@@ -196,8 +195,9 @@ class Gate:
         """Count idle workflows for less as the chance of their return sinks."""
         while self._fading and self._fading[0][0] <= now:
             _, _, book, account, since = heapq.heappop(self._fading)
-            if account.running or account.since != since or account.gap is None or not account.contexts:
+            if account.running or account.since != since or account.branch is None or not account.contexts:
                 continue
+            account.gap = self._knowledge.gap(account.branch)
             account.waited(now - since)
             self._fade(book, account, now)
             if account.alive >= GONE:

@@ -10,6 +10,7 @@ from scheduler.graph import Step
 
 FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, and the share that is few
 HOPE = 3  # workflows that are taken to have come back after every kind of stop
+FOLLOWED = 0.5  # of the usual share, when another run has begun since: one workflow is taken to have shown it
 WINDOW = 16  # stops before a beginning, the latest
 MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
 
@@ -37,9 +38,9 @@ class Stops:
 
     @property
     def share_of_followed(self) -> float:
-        """That of those after which another run began."""
+        """That of those after which another run began; half of the share, as long as nothing is known."""
         number, returned = self.followed
-        return min(1.0, (returned + self.share) / (number + 1))
+        return min(1.0, (returned + FOLLOWED * self.share) / (number + 1))
 
     def resolved(self, back: bool) -> None:
         """One more of those that were followed was back in its usual time, or was not."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from scheduler.accounts import Account
 from scheduler.events import FirstToken, StepFinished, Tick, Usage
 from scheduler.prompt import Answer, ToolCall
@@ -48,6 +50,28 @@ def test_who_stopped_last_when_another_begins_is_taken_to_have_ended_once_that_h
     ended = [known[one].alive for one in known if one not in live]
     assert all(alive < 0.3 for alive in ended[-3:])
     assert sum(book.present for book in play.scheduler.gate.books.values()) <= SLOTS + 1
+
+
+def test_whether_a_run_comes_back_is_judged_by_what_others_have_shown_since() -> None:
+    play = Play(workers=2)
+    turn(play, "first", 0.0)
+    one = accounts(play)["first"]
+    believed_then = one.returns(24.0)
+    for number in range(40):
+        turn(play, f"busy{number % 2}")
+    assert 23.0 < play.now - one.since < 25.0
+    assert one.alive < 0.6 * believed_then
+    assert sum(book.present for book in play.scheduler.gate.books.values()) == 2
+
+
+def test_the_first_run_that_another_one_follows_is_half_believed_to_have_ended_and_that_takes_its_place() -> None:
+    play = Play(workers=2)
+    first = [play.call(session, 200) for session in ("a", "b", "c", "d")]
+    at = {step: play.worker(step) for step in first}
+    play.done(first[2])
+    assert play.worker(play.call("new", 200)) == at[first[2]], "two live everywhere"
+    assert accounts(play)["c"].followed
+    assert accounts(play)["c"].alive == pytest.approx(0.5 * accounts(play)["c"].hoped)
 
 
 def test_a_beginning_tells_nothing_where_runs_begin_by_themselves() -> None:
