@@ -10,7 +10,7 @@ from itertools import count
 from scheduler.awaited import RETURNING
 from scheduler.gaps import Gap
 from scheduler.graph import Branch, Session, Step, Workflow
-from scheduler.habits import Stops
+from scheduler.habits import Course, Stops
 from scheduler.rates import Rates
 from scheduler.workers import Worker
 
@@ -64,8 +64,9 @@ class Account:
     `shared` what each found there when its first step came, and others count for: of those that have ended one.
 
     It is idle since `since`, after a step of `branch`, with `gap` as what is known of its return by now. `alive` is the
-    chance that it makes another call, `hoped` that with which it stopped; `live`, `claim`, `cost` and `present` are
-    what it counts for in its book.
+    chance that it makes another call, `hoped` that with which it stopped; `course` is how such workflows go on, `last`
+    its tokens when it stopped. `live`, `claim`, `cost`, `present`, `grows` and `ends` are what it counts for in its
+    book.
     """
 
     workflow: Workflow
@@ -79,6 +80,8 @@ class Account:
     branch: Branch | None = None
     gap: Gap | None = None
     since: float = 0.0
+    course: Course | None = None
+    last: int | None = None
     stood: Stops | None = None  # how it stopped, while it has not come back
     followed: bool = False  # whether another run has begun since, while it was the last to have stopped
     late: bool = False  # whether its usual gap has passed
@@ -92,6 +95,8 @@ class Account:
     claim: int = 0
     cost: float = 0.0
     present: bool = False
+    grows: float = 0.0
+    ends: float = 0.0
 
     def count(self, session: Session, tokens: int) -> None:
         """So many tokens are this session's own."""
@@ -109,11 +114,16 @@ class Account:
         """None of its steps runs any more, the last one of this branch; `stood` counts whether it comes back."""
         self.branch, self.stood, self.since, self.worth_until = branch, stood, now, 0.0
         self.alive = self.hoped = self.returning
+        if stood is not None and self.course is not None:
+            self.course.stops(None if self.last is None else self.tokens - self.last)
+            self.last = self.tokens
 
     def back(self, session: Session) -> None:
         """A step of the session has come: it is back, and its workflow with it."""
         if self.stood is not None:
             self.stood.returned += 1
+            if self.course is not None:
+                self.course.returned += 1
             if self.followed and self.late:
                 self.stood.followed[1] += 1
             elif self.followed:
@@ -194,6 +204,8 @@ class Book:
         self.cost = 0.0
         self.demand = 0  # tokens of all that may still call
         self.present = 0  # workflows that are likely to
+        self.grows = 0.0  # tokens by which those with a lease grow until each stops again
+        self.ends = 0.0  # how many of them end then
         # Of steps without a first token: the seconds it will take, and the time when it is over at the latest, as the
         # first token of an answer in one piece comes with the last.
         self.prefills: dict[str, tuple[float, float]] = {}
@@ -228,6 +240,27 @@ class Book:
     def room(self) -> float:
         """Tokens that are left for claims."""
         return SHARE * self.capacity - self.claimed
+
+    @property
+    def outgrowth(self) -> float:
+        """Tokens by which those with a lease will have grown when the first of them ends."""
+        return self.grows / self.ends if self.ends > SLIM else 0.0
+
+    def victims(self, now: float) -> list[tuple[float, Account]]:
+        """The idle workflows with a lease, with their index, those first whose KV is worth least."""
+        rates = self.worker.rates
+        found = [(0.0 if one.flex else one.index(rates, now), number, one) for number, one in enumerate(self.idle)]
+        return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
+
+    def soonest(self, victims: list[tuple[float, Account]]) -> float:
+        """How soon one of these comes back by itself, in 1/s: an idle worker waits for the first of them no longer."""
+        recompute = self.worker.rates.recompute
+        return sum(index * one.tokens / recompute(one.tokens) for index, one in victims if index)
+
+    def leaves(self, account: Account) -> float:
+        """Seconds to compute what the held steps would leave here if they went elsewhere."""
+        tokens = self.worker.residency.tokens
+        return self.worker.rates.recompute(sum(sum(tokens(held.step.branch.id)) for held in account.held.values()))
 
     def hold(self, held: Held, sign: int = 1) -> None:
         """One more step waits; with -1, one less."""
@@ -277,10 +310,14 @@ class Book:
         self.present += present - account.present
         self.cost += cost - account.cost
         account.claim, account.cost, account.present = claim, cost, present
+        over = not account.contexts and not busy
+        course = account.course if account.leased and not over else None
+        grows, ends = (course.grown, course.ends) if course is not None else (0.0, 0.0)
+        self.grows, self.ends = self.grows + grows - account.grows, self.ends + ends - account.ends
+        account.grows, account.ends = grows, ends
         _list(self.idle, account, account.leased and not account.running and bool(account.contexts))
         _list(self.waiting, account, bool(account.held))
         _list(self.changed, account, account.leased != account.told and not account.running and bool(account.contexts))
-        over = not account.contexts and not busy
         if over and self.accounts.get(account.workflow) is account:
             del self.accounts[account.workflow]
 
@@ -290,6 +327,8 @@ class Book:
         assert all(one.tokens == sum(one.contexts.values()) for one in accounts), "contexts are miscounted"
         assert self.claimed == sum(one.claim for one in accounts), "claims are miscounted"
         assert abs(self.cost - sum(one.cost for one in accounts)) < 1e-6 * (1 + self.cost), "costs are miscounted"
+        assert abs(self.grows - sum(one.grows for one in accounts)) < 1e-6 * (1 + self.grows), "growth is miscounted"
+        assert abs(self.ends - sum(one.ends for one in accounts)) < 1e-6 * (1 + self.ends), "ends are miscounted"
         assert self.present == sum(one.present for one in accounts), "workflows are miscounted"
         assert all(session in one.contexts for session, one in self.of.items()), "a session counts elsewhere"
         assert sum(len(one.contexts) for one in accounts) == len(self.of), "a session is counted twice, or lost"

@@ -1,11 +1,12 @@
 """The gate: which workflows may run on a worker, so that what they hold fits its memory (design §7).
 
-A workflow with a lease passes. One without is given room, or the leases of idle ones are revoked, those first whose KV
-is worth least for each second and token, as long as that is under the going price; else its steps are held. The line is
-first come, first served, one for all workers of a pool. A hold is bounded: it is overdue after about as long as it
-would take to compute once more what all live workflows hold, which is what plain queueing would cost it; then any idle
-lease may go for it, and at the deadline it passes whatever there is room for. Below capacity nothing is ever held.
-Leases end with their workflow, or fade with the chance that it returns: clients rarely say that they have finished.
+A workflow with a lease passes. One without is given room, which, once somebody waits, must leave enough for what others
+will have grown by when one of them ends. Or the leases of idle ones are revoked, those first whose KV is worth least
+for each second and token, as long as that is under the going price; else its steps are held. The line is first come,
+first served, one for all workers of a pool; who must compute again what it had stands ahead. A hold is bounded: overdue
+after about as long as it would take to compute once more what all live workflows hold, which is what plain queueing
+would cost it; then any idle lease may go for it, and at the deadline it passes whatever there is room for. Below
+capacity nothing is ever held. Leases end with their workflow, or fade with the chance that it returns.
 
 There is no cycle of waits: only running steps hold what cannot be revoked, and a step that runs waits for no gate.
 """
@@ -28,6 +29,7 @@ FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held,
 IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 LEAST_AHEAD = 0.2  # seconds of it that never matter: a busy front hears of a first token late
+LOSS = 3.0  # places in line, in seconds, for each that a context takes which was computed before
 GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 0.1, 1.5  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
@@ -77,6 +79,7 @@ class Gate:
         book = self.book(worker)
         account = book.account(step.session)
         account.flex = step.flex
+        account.course = self.habits.course(step)
         account.back(step.session)
         before = self._lost.pop(step.id, None)
         since, left = self._ages.pop((step.branch.id, step.link), (now, now))
@@ -92,7 +95,8 @@ class Gate:
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
         same = (one for one in account.held.values() if one.step.session is step.session)
         new = not account.contexts[step.session] and next(same, None) is None
-        held = Held(step, tokens, since, since + back, overdue, max(now + TICK, deadline), cost, plain, new)
+        place = since + back - (0.0 if new else LOSS * cost)
+        held = Held(step, tokens, since, place, overdue, max(now + TICK, deadline), cost, plain, new)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
         heapq.heappush(self._due, (held.deadline, next(self._number), step.id))
@@ -256,7 +260,7 @@ class Gate:
         if account.held:
             self._leased[account] = book
         if book.capacity and book.room < 0:
-            self._revoke(book, self._victims(book, now), 0)
+            self._revoke(book, book.victims(now), 0)
 
     def _account(self, session: Session, worker: str) -> Account | None:
         return self.books[worker].of.get(session) if worker in self.books else None
@@ -329,7 +333,7 @@ class Gate:
             found = self.held.get(heapq.heappop(self._due)[2])
             if found is not None:
                 _, book, account = found
-                self._revoke(book, self._victims(book, now), self._need(book, account))
+                self._revoke(book, book.victims(now), self._need(book, account))
                 admitted += self._grant(book, account, book, now, "deadline")
         return admitted
 
@@ -340,29 +344,38 @@ class Gate:
         if far is not None and far[0] is not book and book.worker.state == "up":
             home, head = far
             models = {held.step.model for held in head.held.values()}
-            if models <= book.worker.models and now - head.came > _left(home, head):
+            if models <= book.worker.models and now - head.came > home.leaves(head):
                 found.insert(0, far)
         return found
 
     def _try(self, book: Book, home: Book, account: Account, now: float) -> list[Admitted]:
         """Let a workflow's held steps in on a worker, if there is or can be made room for them; else none."""
-        need, room = self._need(book, account), book.room
-        if need <= room or not book.claimed or not book.capacity:
+        need, late = self._need(book, account), account.overdue <= now
+        if not book.claimed or not book.capacity:
             return self._grant(home, account, book, now, "room")
-        late = account.overdue <= now
-        victims = self._victims(book, now)
+        if (victims := self._payable(book, need, now, late)) is None:
+            return []
+        why = "room" if need <= book.room else "overdue" if late else "revoked idle"
+        self._revoke(book, victims, need)
+        return self._grant(home, account, book, now, why)
+
+    def _payable(self, book: Book, need: int, now: float, late: bool = False) -> list[tuple[float, Account]] | None:
+        """Whose leases may go for so many tokens, and what others grow by, at the going price; None: it takes more."""
+        want = need if late else need + book.outgrowth
+        if want <= book.room:
+            return []
+        victims = book.victims(now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
         limit = INFINITY if late else price / book.capacity
         idle, freed, cost = not book.worker.running, 0, 0.0
-        back = self._back(book, victims) if idle else 0.0
+        back = book.soonest(victims) if idle else 0.0
         for number, (index, victim) in enumerate(victims, 1):
             freed, cost = freed + victim.claim, cost + victim.cost
             if index >= limit and not (idle and cost * back < IDLE):
                 break
-            if need <= room + freed:
-                self._revoke(book, victims[:number], need)
-                return self._grant(home, account, book, now, "overdue" if late else "revoked idle")
-        return []
+            if want <= book.room + freed:
+                return victims[:number]
+        return None
 
     def _grant(self, book: Book, account: Account, to: Book, now: float, why: str) -> list[Admitted]:
         granted = []
@@ -374,17 +387,6 @@ class Gate:
             granted.append(Admitted(held.step, to.worker, held.tokens, now - held.since, held.plain, why))
         return granted
 
-    def _victims(self, book: Book, now: float) -> list[tuple[float, Account]]:
-        """The idle workflows with a lease, those first whose KV is worth least."""
-        rates = book.worker.rates
-        found = [(0.0 if one.flex else one.index(rates, now), number, one) for number, one in enumerate(book.idle)]
-        return [(index, one) for index, _, one in sorted(found, key=lambda one: one[:2])]
-
-    def _back(self, book: Book, victims: list[tuple[float, Account]]) -> float:
-        """How soon one of these comes back by itself, in 1/s: an idle worker waits for the first of them no longer."""
-        recompute = book.worker.rates.recompute
-        return sum(index * one.tokens / recompute(one.tokens) for index, one in victims if index)
-
     def _revoke(self, book: Book, victims: list[tuple[float, Account]], need: int) -> None:
         """Take leases from these, in their order, until there is room."""
         for _, victim in victims:
@@ -392,9 +394,3 @@ class Gate:
                 return
             victim.leased = False
             book.settle(victim)
-
-
-def _left(book: Book, account: Account) -> float:
-    """Seconds to compute what the held steps would leave on their worker."""
-    tokens = book.worker.residency.tokens
-    return book.worker.rates.recompute(sum(sum(tokens(held.step.branch.id)) for held in account.held.values()))

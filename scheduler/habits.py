@@ -12,6 +12,7 @@ FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, an
 HOPE = 3  # workflows that are taken to have come back after every kind of stop
 FOLLOWED = 0.5  # of the usual share, when another run has begun since: one workflow is taken to have shown it
 WINDOW = 16  # stops before a beginning, the latest
+FORESEEN = 8  # stops, for which growth is foreseen
 MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
 
 
@@ -50,6 +51,27 @@ class Stops:
         self.followed[1] += back
 
 
+@dataclass(slots=True, eq=False)
+class Course:
+    """How workflows go on: how many stops there were, how many of them were followed by a return, and the tokens by
+    which a workflow has `grown` from one to the next: the mean of the latest."""
+
+    stopped: int = 0
+    returned: int = 0
+    grown: float = 0.0
+
+    @property
+    def ends(self) -> float:
+        """The chance that one ends at a stop. Who is away counts as gone."""
+        return max(1 / FORESEEN, (self.stopped - self.returned + 1) / (self.stopped + 1 + HOPE))
+
+    def stops(self, grown: int | None) -> None:
+        """One more has stopped, larger by so many tokens than at its stop before, if there was one."""
+        self.stopped += 1
+        if grown is not None:
+            self.grown += (RECENT if self.grown else 1.0) * (max(0, grown) - self.grown)
+
+
 class Habits:
     """Learned from what has happened, by tenant and role. Soft and bounded, the oldest forgotten first."""
 
@@ -57,12 +79,22 @@ class Habits:
         self._stops: OrderedDict[tuple[str, str, str], Stops] = OrderedDict()
         self._agents: OrderedDict[tuple[str, str, str], Stops] = OrderedDict()
         self._openings: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._courses: OrderedDict[tuple[str, str], Course] = OrderedDict()
 
     def stopped(self, step: Step) -> Stops:
         """A workflow is idle after this step. Whoever holds the result counts how that ends."""
         stops = _of(self._stops, step)
         stops.stopped += 1
         return stops
+
+    def course(self, step: Step) -> Course:
+        """How workflows go on that make such a step. Whoever holds the result counts how it does."""
+        key = step.session.workflow.tenant, step.role or ""
+        found = self._courses.setdefault(key, Course())
+        self._courses.move_to_end(key)
+        if len(self._courses) > MOST:
+            self._courses.popitem(last=False)
+        return found
 
     def left(self, step: Step) -> Stops:
         """One of a workflow's sessions is idle after this step. Whoever holds the result counts how that ends."""

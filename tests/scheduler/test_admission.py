@@ -134,6 +134,38 @@ def test_idle_leases_are_revoked_for_who_waits_the_longest_idle_first() -> None:
     assert leased == {"b", "c"}
 
 
+def test_who_waits_is_let_in_when_there_is_room_for_what_the_others_will_have_grown_by_too() -> None:
+    play = Play()
+    for number in range(12):  # of four stops one is the last, and from each to the next 1,000 tokens come
+        for turn in range(4):
+            play.turn(f"run{number}", 500 + 1000 * turn)
+        play.send(WorkflowFinished("t", f"run{number}"))
+    running = {session: play.call(session, 3000) for session in ("a", "b", "c")}
+    play.send(FirstToken(running["c"]))
+    waits = play.call("waits", 2000)
+    book = play.scheduler.gate.books["w0"]
+    assert book.outgrowth == pytest.approx(1000 / 0.25, rel=0.1)
+    for session in ("a", "b"):
+        assert waits in play.held, "it fits, but not beside what is to come" if session == "b" else "it does not fit"
+        play.done(running[session])
+        play.send(WorkflowFinished("t", session))
+    assert book.room > 0
+    assert waits in play.sent
+
+
+def test_who_must_compute_again_what_it_had_stands_ahead_of_who_has_not_begun() -> None:
+    play = Play()
+    play.turn("old", 4000)
+    running = play.call("other", 9000)
+    assert not play.scheduler.gate.books["w0"].idle, "the one that was idle has lost its lease"
+    new, old = play.call("new", 4000), play.call("old", 4000)
+    places = {step: play.scheduler.gate.held[step][0] for step in (new, old)}
+    assert places[old].place == places[new].place - 3.0 * places[old].cost
+    play.done(running)
+    assert old in play.sent
+    assert new in play.held
+
+
 def test_who_has_waited_longest_goes_first_whatever_its_size() -> None:
     play = Play()
     running = play.call("a", 9000)
