@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -15,6 +15,7 @@ from scheduler.rates import Rates
 from scheduler.workers import Worker
 
 SHARE = 1.0  # of the capacity, that claims may take
+KEPT = 0.5  # of the capacity, that is kept free at most for what contexts grow by
 OVERLAP = 0.5  # of the device memory, that counts beside a host tier
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
@@ -115,7 +116,7 @@ class Account:
         self.branch, self.stood, self.since, self.worth_until = branch, stood, now, 0.0
         self.alive = self.hoped = self.returning
         if stood is not None and self.course is not None:
-            self.course.stops(None if self.last is None else self.tokens - self.last)
+            self.course.stop(None if self.last is None else self.tokens - self.last)
             self.last = self.tokens
 
     def back(self, session: Session) -> None:
@@ -131,6 +132,14 @@ class Account:
         self.stood, self.followed, self.late = None, False, False
         if (stops := self.left.pop(session, None)) is not None:
             stops.stopped, stops.returned = stops.stopped + 1, stops.returned + 1
+
+    def forget(self, session: Session) -> None:
+        """What the session had is lost: whether it and its workflow would have come back nobody will know."""
+        self.left.pop(session, None)
+        if self.stood is not None and self.course is not None:
+            self.stood.stopped -= 1
+            self.course.stopped -= 1
+        self.stood = None
 
     def follow(self) -> None:
         """Another run of its program has begun, and it was the last to have stopped."""
@@ -241,10 +250,10 @@ class Book:
         """Tokens that are left for claims."""
         return SHARE * self.capacity - self.claimed
 
-    @property
-    def outgrowth(self) -> float:
-        """Tokens by which those with a lease will have grown when the first of them ends."""
-        return self.grows / self.ends if self.ends > SLIM else 0.0
+    def reserve(self, grows: float, ends: float) -> float:
+        """Tokens by which workflows will have grown when the first of them ends, if they grow by so many and so many
+        of them end from one stop to the next: what is kept free for that, of what would be left."""
+        return min(max(0.0, grows) / ends, KEPT * self.capacity) if ends > SLIM else 0.0
 
     def victims(self, now: float) -> list[tuple[float, Account]]:
         """The idle workflows with a lease, with their index, those first whose KV is worth least."""
@@ -312,7 +321,10 @@ class Book:
         account.claim, account.cost, account.present = claim, cost, present
         over = not account.contexts and not busy
         course = account.course if account.leased and not over else None
-        grows, ends = (course.grown, course.ends) if course is not None else (0.0, 0.0)
+        grows = ends = 0.0
+        if course is not None:
+            chance = 1.0 if busy else account.alive
+            grows, ends = course.grown * chance, course.ends * chance
         self.grows, self.ends = self.grows + grows - account.grows, self.ends + ends - account.ends
         account.grows, account.ends = grows, ends
         _list(self.idle, account, account.leased and not account.running and bool(account.contexts))
@@ -342,11 +354,10 @@ class Book:
         assert all(one.leased for one in accounts if one.running), "a step runs without a lease"
 
 
-def bound(books: Sequence[Book]) -> float:
-    """Seconds after which a step that is held now is overdue; the books are of those that share a line.
-
-    They have a capacity. O(books)
-    """
+def bound(book: Book, all_books: Iterable[Book]) -> float:
+    """Seconds after which a step that is held now is overdue, from what there is at all that share a line. O(books)"""
+    others = (one for one in all_books if one is not book and one.worker.up and one.capacity)
+    books = [book, *(one for one in others if one.worker.pool == book.worker.pool)]
     overload = max(1.0, sum(one.demand + one.coming for one in books) / sum(one.capacity for one in books))
     once = sum(one.cost + one.coming_seconds for one in books) / len(books)  # to compute all that live or wait there
     return max(SHORTEST, PATIENCE * once * float(overload**SLOPE) * min(1.0, NEAR + overload - 1.0))

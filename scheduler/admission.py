@@ -18,6 +18,7 @@ from collections import OrderedDict
 from itertools import count
 
 from scheduler.accounts import SHARE, Account, Admitted, Book, Held, Line, bound
+from scheduler.gaps import Gap
 from scheduler.graph import Session, Step
 from scheduler.habits import Habits, answers
 from scheduler.knowledge import Knowledge
@@ -29,7 +30,8 @@ FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held,
 IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 LEAST_AHEAD = 0.2  # seconds of it that never matter: a busy front hears of a first token late
-LOSS = 3.0  # places in line, in seconds, for each that a context takes which was computed before
+LOSS = 3.0  # places in line, in seconds, for each that computing again takes what a session had
+SETTLED = 1.0  # seconds idle, from which on what is known of a gap is renewed
 GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 0.1, 1.5  # seconds until that chance is looked at; the growth of the idle time until the next
 AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
@@ -78,8 +80,6 @@ class Gate:
         """
         book = self.book(worker)
         account = book.account(step.session)
-        account.flex = step.flex
-        account.course = self.habits.course(step)
         account.back(step.session)
         before = self._lost.pop(step.id, None)
         since, left = self._ages.pop((step.branch.id, step.link), (now, now))
@@ -89,13 +89,14 @@ class Gate:
             return True
         since = before.since if before else since if now - left < AWAY else now
         cost = worker.rates.recompute(tokens)
-        plain, most = book.pending(now) + book.owed + cost, bound(self._beside(book))
+        plain, most = book.pending(now) + book.owed + cost, bound(book, self.books.values())
         overdue, deadline = since + back + most, since + back + STATED * most
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
         same = (one for one in account.held.values() if one.step.session is step.session)
         new = not account.contexts[step.session] and next(same, None) is None
-        place = since + back - (0.0 if new else LOSS * cost)
+        lost = worker.rates.recompute(min(tokens, account.contexts[step.session]))
+        place = min(since + back - min(LOSS * lost, most), before.place if before else INFINITY)
         held = Held(step, tokens, since, place, overdue, max(now + TICK, deadline), cost, plain, new)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
@@ -104,11 +105,6 @@ class Gate:
         book.settle(account)
         self._line_up(book, account)
         return False
-
-    def _beside(self, book: Book) -> list[Book]:
-        """The books of those that share a line with this one, itself among them."""
-        others = (one for one in self.books.values() if one is not book and one.worker.up and one.capacity)
-        return [book, *(one for one in others if one.worker.pool == book.worker.pool)]
 
     def _line_up(self, book: Book, account: Account) -> None:
         """The account has a place in line, or another one."""
@@ -147,11 +143,17 @@ class Gate:
             book.settle(home)
         if not account.running:
             account.stop(step.branch, self.habits.stopped(step) if step.usage.prompt else None, now)
-            account.gap = self._knowledge.gap(step.branch)
             self._successions.stopped(book, account, step.flex)
             self._look_again(book, account, now)
         book.settle(account)
         self._touched[book.worker.id] = None
+
+    def stands(self, step: Step) -> Gap:
+        """The time until the session's next step, now that the step has ended well and all that it tells is known."""
+        gap = self._knowledge.gap(step.branch)
+        if step.decision and (account := self._account(step.session, step.decision.worker)) is not None:
+            account.gap = gap
+        return gap
 
     def gone(self, session: Session, worker: str | None = None) -> None:
         """The session makes no further call, or none on one worker."""
@@ -173,7 +175,7 @@ class Gate:
         if book is None:
             return []
         for session, account in list(book.of.items()):
-            account.left.pop(session, None)  # who knows
+            account.forget(session)
             book.drop(session)
         steps = [step for account in list(book.waiting) for step in account.held.values()]
         for held in steps:
@@ -201,7 +203,8 @@ class Gate:
             _, _, book, account, since = heapq.heappop(self._fading)
             if account.running or account.since != since or account.branch is None or not account.contexts:
                 continue
-            account.gap = self._knowledge.gap(account.branch)
+            if now - since >= SETTLED and account.branch.session in account.contexts:
+                account.gap = self._knowledge.gap(account.branch)
             account.waited(now - since)
             self._fade(book, account, now)
             if account.alive >= GONE:
@@ -248,7 +251,7 @@ class Gate:
     def _begin(self, step: Step, book: Book, tokens: int, now: float) -> None:
         """The step goes to the book's worker: its workflow has a lease there."""
         account, session = book.account(step.session), step.session
-        account.leased, account.alive = True, 1.0
+        account.leased, account.alive, account.flex, account.course = True, 1.0, step.flex, self.habits.course(step)
         account.running[step.id] = tokens
         self._running[step.id] = book, account
         had = sum(book.worker.residency.tokens(step.branch.id))
@@ -361,8 +364,8 @@ class Gate:
 
     def _payable(self, book: Book, need: int, now: float, late: bool = False) -> list[tuple[float, Account]] | None:
         """Whose leases may go for so many tokens, and what others grow by, at the going price; None: it takes more."""
-        want = need if late else need + book.outgrowth
-        if want <= book.room:
+        grows, ends = (0.0, 0.0) if late else (book.grows, book.ends)
+        if need + book.reserve(grows, ends) <= book.room:
             return []
         victims = book.victims(now)
         price = max(FLOOR, PRICE / (1.0 + EASING * book.wanted / max(1, book.worker.kv_tokens)))
@@ -373,7 +376,8 @@ class Gate:
             freed, cost = freed + victim.claim, cost + victim.cost
             if index >= limit and not (idle and cost * back < IDLE):
                 break
-            if want <= book.room + freed:
+            grows, ends = grows - victim.grows, ends - victim.ends
+            if need + book.reserve(grows, ends) <= book.room + freed:
                 return victims[:number]
         return None
 

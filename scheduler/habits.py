@@ -13,6 +13,7 @@ HOPE = 3  # workflows that are taken to have come back after every kind of stop
 FOLLOWED = 0.5  # of the usual share, when another run has begun since: one workflow is taken to have shown it
 WINDOW = 16  # stops before a beginning, the latest
 FORESEEN = 8  # stops, for which growth is foreseen
+MOST_STOPS = 1000  # of a kind of which that is learned, before they count half
 MOST, RECENT = 10_000, 0.1  # of which something is known, the latest; the weight of a new sample
 
 
@@ -53,23 +54,30 @@ class Stops:
 
 @dataclass(slots=True, eq=False)
 class Course:
-    """How workflows go on: how many stops there were, how many of them were followed by a return, and the tokens by
-    which a workflow has `grown` from one to the next: the mean of the latest."""
+    """How workflows go on after a step of theirs: how often they `stopped` then, how often one was back after that, and
+    the tokens by which they `grow` from one stop to the next, the mean of the latest."""
 
     stopped: int = 0
     returned: int = 0
-    grown: float = 0.0
+    grow: float | None = None
+
+    @property
+    def grown(self) -> float:
+        """Tokens by which one is larger at its next stop; 0 where they shrink."""
+        return max(0.0, self.grow or 0.0)
 
     @property
     def ends(self) -> float:
         """The chance that one ends at a stop. Who is away counts as gone."""
         return max(1 / FORESEEN, (self.stopped - self.returned + 1) / (self.stopped + 1 + HOPE))
 
-    def stops(self, grown: int | None) -> None:
+    def stop(self, grown: int | None) -> None:
         """One more has stopped, larger by so many tokens than at its stop before, if there was one."""
         self.stopped += 1
         if grown is not None:
-            self.grown += (RECENT if self.grown else 1.0) * (max(0, grown) - self.grown)
+            self.grow = grown if self.grow is None else self.grow + RECENT * (grown - self.grow)
+        if self.stopped > MOST_STOPS:  # the past cannot outweigh the present
+            self.stopped, self.returned = self.stopped // 2, self.returned // 2
 
 
 class Habits:

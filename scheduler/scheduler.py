@@ -260,7 +260,7 @@ class Scheduler:
             if event.answer:
                 self.linker.answered(step, event.answer)
             self.knowledge.finished(step)
-            self._awaited.expect(step.session, self.knowledge.gap(step.branch), self.graph, now)
+            self._awaited.expect(step.session, self.gate.stands(step), self.graph, now)
             return self._keep(step)
         return []
 

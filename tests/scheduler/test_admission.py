@@ -141,10 +141,11 @@ def test_who_waits_is_let_in_when_there_is_room_for_what_the_others_will_have_gr
             play.turn(f"run{number}", 500 + 1000 * turn)
         play.send(WorkflowFinished("t", f"run{number}"))
     running = {session: play.call(session, 3000) for session in ("a", "b", "c")}
-    play.send(FirstToken(running["c"]))
+    for step in running.values():
+        play.send(FirstToken(step))
     waits = play.call("waits", 2000)
     book = play.scheduler.gate.books["w0"]
-    assert book.outgrowth == pytest.approx(1000 / 0.25, rel=0.1)
+    assert book.reserve(book.grows, book.ends) == pytest.approx(1000 / 0.25, rel=0.1)
     for session in ("a", "b"):
         assert waits in play.held, "it fits, but not beside what is to come" if session == "b" else "it does not fit"
         play.done(running[session])
@@ -160,10 +161,68 @@ def test_who_must_compute_again_what_it_had_stands_ahead_of_who_has_not_begun() 
     assert not play.scheduler.gate.books["w0"].idle, "the one that was idle has lost its lease"
     new, old = play.call("new", 4000), play.call("old", 4000)
     places = {step: play.scheduler.gate.held[step][0] for step in (new, old)}
-    assert places[old].place == places[new].place - 3.0 * places[old].cost
+    again = play.scheduler.workers["w0"].rates.recompute(4000)
+    assert places[old].place == places[new].place - 3.0 * again
     play.done(running)
     assert old in play.sent
     assert new in play.held
+
+
+def test_ends_are_learned_of_the_role_after_which_a_run_ends() -> None:
+    play = Play()
+    for number in range(40):
+        for role in ("plan", "write", "check"):
+            play.turn(f"run{number}", 500, role=role)
+        play.send(WorkflowFinished("t", f"run{number}"))
+    courses = play.scheduler.gate.habits._courses
+    assert {role: (one.stopped, one.returned) for (_, role), one in courses.items() if role} == {
+        "plan": (40, 40), "write": (40, 40), "check": (40, 0),
+    }  # fmt: skip
+    assert courses["t", "check"].ends > 0.9
+    assert courses["t", "plan"].ends == 1 / 8
+
+
+def test_a_run_that_was_let_in_elsewhere_has_a_course_there() -> None:
+    play = Play(workers=2)
+    running = [play.call(session, 9000) for session in ("a", "b")]
+    waits = play.call("c", 4000)
+    home = play.held[waits].worker
+    for step in running:
+        if play.worker(step) != home:
+            play.done(step)
+            play.send(WorkflowFinished("t", play.sent[step].workflow))
+    play.wait(5)
+    assert play.worker(waits) != home
+    play.done(waits)
+    play.turn("c", 4000)
+    (course,) = (one for (_, role), one in play.scheduler.gate.habits._courses.items() if not role)
+    assert 0 <= course.returned <= course.stopped
+
+
+def test_growth_keeps_at_most_half_of_the_memory_free() -> None:
+    play = Play()
+    book = play.scheduler.gate.books["w0"]
+    assert book.reserve(90_000.0, 0.5) == 5000
+    assert book.reserve(-1.0, 0.5) == book.reserve(0.0, 0.0) == 0.0
+
+
+def test_a_new_session_that_calls_twice_at_once_gains_no_place_by_it() -> None:
+    play = Play()
+    play.call("a", 9500)
+    first, second = play.call("new", 4000), play.call("new", 4000)
+    assert [play.scheduler.gate.held[step][0].place for step in (first, second)] == [play.now, play.now]
+
+
+def test_runs_whose_worker_is_lost_are_not_taken_to_have_ended() -> None:
+    play = Play(workers=2)
+    for session in ("a", "b", "c", "d"):
+        play.turn(session, 500)
+    accounts = [one for book in play.scheduler.gate.books.values() for one in book.accounts.values()]
+    stood = {id(one.stood): one.stood for one in accounts if one.stood is not None}
+    before = sum(one.stopped for one in stood.values())
+    play.send(WorkerDown("w0"))
+    after = sum(one.stopped for one in stood.values())
+    assert after == before - 2
 
 
 def test_who_has_waited_longest_goes_first_whatever_its_size() -> None:
