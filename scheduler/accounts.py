@@ -255,6 +255,11 @@ class Book:
         of them end from one stop to the next: what is kept free for that, of what would be left."""
         return min(max(0.0, grows) / ends, KEPT * self.capacity) if ends > SLIM else 0.0
 
+    @property
+    def kept(self) -> int:
+        """Tokens that are kept free, once somebody waits, for what those with a lease will have grown by."""
+        return int(self.reserve(self.grows, self.ends))
+
     def victims(self, now: float) -> list[tuple[float, Account]]:
         """The idle workflows with a lease, with their index, those first whose KV is worth least."""
         rates = self.worker.rates

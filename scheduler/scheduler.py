@@ -145,7 +145,7 @@ class Scheduler:
 
     def _hold(self, step: g.Step) -> Hold:
         session, (held, book, _) = step.session, self.gate.held[step.id]
-        reason = f"no room for {held.tokens} tokens: {book.claimed} of {book.capacity} are claimed"
+        reason = f"no room for {held.tokens} tokens: {book.claimed} of {book.capacity} claimed, {book.kept} kept free"
         return Hold(step.id, session.workflow.id, session.id, book.worker.id, held.deadline, reason)
 
     def _choose(self, step: g.Step) -> Decision | None:

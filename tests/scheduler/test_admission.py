@@ -145,7 +145,8 @@ def test_who_waits_is_let_in_when_there_is_room_for_what_the_others_will_have_gr
         play.send(FirstToken(step))
     waits = play.call("waits", 2000)
     book = play.scheduler.gate.books["w0"]
-    assert book.reserve(book.grows, book.ends) == pytest.approx(1000 / 0.25, rel=0.1)
+    assert book.kept == pytest.approx(1000 / 0.25, rel=0.1)
+    assert f"{book.kept} kept free" in play.held[waits].reason
     for session in ("a", "b"):
         assert waits in play.held, "it fits, but not beside what is to come" if session == "b" else "it does not fit"
         play.done(running[session])

@@ -15,6 +15,7 @@ from bench.simulation.systems.stock import Stock, StockHash, StockLeastLoaded, S
 from bench.simulation.systems.thunderagent import ThunderAgent
 from bench.simulation.systems.weft import (
     Weft,
+    WeftAlone,
     WeftAttached,
     WeftHinted,
     WeftNoEvict,
@@ -50,6 +51,7 @@ SYSTEMS: dict[str, type[System]] = {
         WeftNoGate,
         WeftNoRelease,
         WeftNoPrefetch,
+        WeftAlone,
         WeftHinted,
     )
 }

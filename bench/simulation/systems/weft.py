@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.simulation.system import System, Turn, role_of, session_of
@@ -213,6 +214,15 @@ class WeftNoPrefetch(Weft):
 
     name = "weft-no-prefetch"
     obeyed = (Retain, Release)
+
+
+class WeftAlone(Weft):
+    """As `weft`, with clients that do not say whose sub-agent a session is: each is placed and let in by itself."""
+
+    name = "weft-alone"
+
+    def identity(self, turn: Turn) -> Identity:
+        return replace(super().identity(turn), parent=None)
 
 
 class WeftHinted(Weft):
