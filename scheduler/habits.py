@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from scheduler.estimates import END, kind
 from scheduler.graph import Step
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 FEW, RARE = 12, 0.25  # stops of a kind from which on something is concluded, and the share that is few
 HOPE = 3  # workflows that are taken to have come back after every kind of stop
@@ -97,12 +102,7 @@ class Habits:
 
     def course(self, step: Step) -> Course:
         """How workflows go on that make such a step. Whoever holds the result counts how it does."""
-        key = step.session.workflow.tenant, step.role or ""
-        found = self._courses.setdefault(key, Course())
-        self._courses.move_to_end(key)
-        if len(self._courses) > MOST:
-            self._courses.popitem(last=False)
-        return found
+        return _latest(self._courses, (step.session.workflow.tenant, step.role or ""), Course)
 
     def left(self, step: Step) -> Stops:
         """One of a workflow's sessions is idle after this step. Whoever holds the result counts how that ends."""
@@ -142,8 +142,13 @@ def answers(step: Step) -> bool:
 
 def _of(stops: OrderedDict[tuple[str, str, str], Stops], step: Step) -> Stops:
     key = step.session.workflow.tenant, step.role or "", kind(step.stop, step.tools)
-    found = stops.setdefault(key, Stops())
-    stops.move_to_end(key)
-    if len(stops) > MOST:
-        stops.popitem(last=False)
+    return _latest(stops, key, Stops)
+
+
+def _latest(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """What is known under the key, the latest now; made where there is nothing. The oldest is forgotten."""
+    found = known.setdefault(key, make())
+    known.move_to_end(key)
+    if len(known) > MOST:
+        known.popitem(last=False)
     return found
