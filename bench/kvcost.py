@@ -1,4 +1,4 @@
-"""What the plug-in costs an engine: per block allocated, per re-rank, and in throughput.
+"""What the plug-in costs an engine: per block allocated, per re-rank, per hint, and in throughput.
 
     python -m bench.kvcost [--blocks 50000] [--reps 5] [--out DIR]
     python -m bench.kvcost --throughput [--hints 10000] [--reps 5] [--out DIR]
@@ -6,7 +6,8 @@
 The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
 and freed, as many owners as fit holding the pool. The second plays the same calls on three real engines, in
 turns: stock vLLM, the plug-in without a hint, and the plug-in told so many things a second, in messages of 256 as
-`weft serve` sends them.
+`weft serve` sends them, each as the bytes that vLLM's API server would pass on: reading them counts, making them does
+not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import msgpack
+
 from bench.cells import write_json
 from bench.comparison import paired
 from bench.machine import origin
@@ -32,6 +35,8 @@ BLOCK = 32
 OWNERS = (1_000, 10_000)
 REQUEST = 64  # blocks of a request
 MESSAGE = 256
+MESSAGES = 1000  # made ahead for a turn
+CURVE = 48  # numbers, as the core sends
 CALLS, PROMPT, OUTPUT = 16, 256, 32
 
 
@@ -45,12 +50,15 @@ class Pool:
         self.owners, self.count = owners or OWNERS[0], 0
         self.keeper: Any = None
         if owners is not None:
+            from kvcache.hints import Hints
             from kvcache.keeper import Keeper
+            from kvcache.plugin.control import Control
             from kvcache.plugin.free_queue import OwnerQueue
             from kvcache.retention import Retention
             from kvcache.shadow import Guarded, Shadow
 
             self.keeper = Keeper(Guarded(Retention(), Shadow(blocks)), BLOCK)
+            self.control = Control(self.keeper, Hints(self.keeper), dict)
             free = self.pool.free_block_queue.get_all_free_blocks()
             self.queue = self.pool.free_block_queue = OwnerQueue(self.pool.blocks, free, self.keeper)
         each = max(1, blocks // self.owners)
@@ -87,7 +95,22 @@ class Pool:
         now = time.monotonic()
         for number in range(self.owners):
             ahead = 1.0 + (number * 7919 + shift) % 997
-            self.keeper.told(f"b{number}", Hint(now, next_use=now + ahead), now)
+            self.keeper.told({f"b{number}": Hint(now, next_use=now + ahead)}, now)
+
+    def said(self, shift: int, curves: bool) -> float:
+        """Seconds that a message takes, about owners in turn."""
+        actions = []
+        for number in range(shift, shift + MESSAGE):
+            index = {"first": 0.1, "last": 3600.0, "values": [1 / (number % 7 + one) for one in range(1, CURVE + 1)]}
+            foretold = {"index": index} if curves else {"next_use": float(number % 60)}
+            actions.append(_action(str(number), f"b{number % self.owners}", foretold))
+        message = {"protocol_version": 1, "message_id": f"{curves} {shift}", "actions": actions}
+        began = time.perf_counter()
+        counts = self.control.answer(message, time.monotonic())["counts"]
+        spent = time.perf_counter() - began
+        # Those of whom nothing is left are told of as well, and named in the answer.
+        assert counts["accepted"] + counts["rejected"] == MESSAGE
+        return spent
 
     def rerank(self, shift: int) -> float:
         """Seconds until the next block is known after all owners were foretold anew, without the telling itself."""
@@ -107,6 +130,8 @@ def blocks(count: int, reps: int) -> dict[str, Any]:
     for name, pool in pools.items():
         if pool.keeper is not None:
             told[f"{name}, re-rank of all, ms"] = _spread(partial(_reranking, pool), reps)
+            for kind, curves in (("next use", False), ("curve", True)):
+                told[f"{name}, a hint of a {kind}, us"] = _spread(partial(_telling, pool, curves), reps)
     return told
 
 
@@ -118,6 +143,10 @@ def _allocating(pool: Pool, at_once: int) -> float:
 
 def _reranking(pool: Pool) -> float:
     return 1000 * pool.rerank(random.randrange(997))
+
+
+def _telling(pool: Pool, curves: bool) -> float:
+    return 1e6 * sum(pool.said(random.randrange(1 << 40), curves) for _ in range(20)) / (20 * MESSAGE)
 
 
 def _spread(measure: Callable[[], float], reps: int) -> list[float]:
@@ -174,6 +203,7 @@ def _play(turn: int) -> float:
     core: Any = engine.engine_core.engine_core.scheduler
     params = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True)
     rng, told = random.Random(turn), 0
+    messages = [msgpack.encode(_message(turn, number)) for number in range(MESSAGES if hints else 0)]
     prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
     began = time.perf_counter()
     for number, prompt in enumerate(prompts):
@@ -182,18 +212,22 @@ def _play(turn: int) -> float:
     while engine.has_unfinished_requests():
         engine.step()
         while hints and told < hints * (time.perf_counter() - began):
-            core(_message(told, turn))
+            core(msgpack.decode(messages[told // MESSAGE]))
             told += MESSAGE
     return time.perf_counter() - began
 
 
-def _message(number: int, turn: int) -> dict[str, Any]:
+def _message(turn: int, number: int) -> dict[str, Any]:
     actions = [
-        {"action_id": str(i), "action_type": "kv.retain", "action_version": 1,
-         "payload": {"owner": f"b{turn}x{(number + i) % CALLS}", "next_use": float((number + i) % 60)}}
+        _action(str(i), f"b{turn}x{(number + i) % CALLS}", {"next_use": float((number + i) % 60)})
         for i in range(MESSAGE)
-    ]  # fmt: skip
+    ]
     return {"protocol_version": 1, "message_id": f"{turn}.{number}", "actions": actions}
+
+
+def _action(name: str, owner: str, foretold: dict[str, Any]) -> dict[str, Any]:
+    payload = {"owner": owner, "idle": 0.5, "seconds_per_token": 0.001, **foretold}
+    return {"action_id": name, "action_type": "kv.retain", "action_version": 1, "payload": payload}
 
 
 def main() -> None:

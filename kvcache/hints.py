@@ -16,12 +16,13 @@ Each action is answered `accepted`, `clipped` (a figure was out of range, or mor
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
 
 from kvcache.curve import LogCurve
 from kvcache.keeper import Keeper
-from kvcache.ledger import ANONYMOUS
 from kvcache.policy import Hint
 
 ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "unsupported"
@@ -34,14 +35,77 @@ MOST_PRIORITIES = 65_536
 LONGEST_NAME = 128
 LONGEST = 1e7  # seconds
 DEAREST = 10.0  # seconds a token
+HIGHEST = 1e9  # 1/s, of a curve
+FARTHEST = 1e12  # priority
 REMEMBERED = 1024  # messages
 
+STRANGER = "no such owner"
+
 Answer = dict[str, str]
-Payload = Mapping[str, Any]
+DONE: Answer = {"status": ACCEPTED}
+Owner = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
+Figure = float | UnsetType
+
+
+class _Index(Struct):
+    first: float
+    last: float
+    values: Annotated[list[float], Meta(min_length=1, max_length=MOST_VALUES)]
+
+
+class _Retained(Struct):
+    owner: Owner
+    next_use: Figure = UNSET
+    index: _Index | UnsetType = UNSET
+    idle: float = 0.0
+    seconds_per_token: float = 1.0
+    hold: Figure = UNSET
+    reuse: Figure = UNSET
+    leased: Any = False
+
+
+class _Released(Struct):
+    owner: Owner
+
+
+class _Fetched(Struct):
+    owner: Owner
+    within: float = LONGEST
+
+
+class _Placed(Struct):
+    owner: Owner
+    priority: float
+
+
+class _Action(Struct, tag_field="action_type", kw_only=True):
+    action_version: Literal[1]
+    action_id: Any = None
+
+
+class _Retain(_Action, tag="kv.retain", kw_only=True):
+    payload: _Retained
+
+
+class _Release(_Action, tag="kv.release", kw_only=True):
+    payload: _Released
+
+
+class _Prefetch(_Action, tag="kv.prefetch", kw_only=True):
+    payload: _Fetched
+
+
+class _Priority(_Action, tag="weft.priority", kw_only=True):
+    payload: _Placed
+
+
+Action = _Retain | _Release | _Prefetch | _Priority
+Actions = list[Action]
+TYPES = ("kv.retain", "kv.release", "kv.prefetch", "weft.priority")
 
 
 class _Unfit(Exception):
-    """An action that cannot be understood; why."""
+    """An action that cannot be carried out; why."""
 
 
 class Hints:
@@ -59,15 +123,16 @@ class Hints:
         self._keeper, self._prefetch, self._reordered = keeper, prefetch, reordered
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._values = 0  # of curves in this message
-        self._does = {
-            "kv.retain": self._retain,
-            "kv.release": self._release,
-            "kv.prefetch": self._fetch,
-            "weft.priority": self._priority,
+        self._untold: dict[str, Hint] = {}  # of this message: of each owner the last counts
+        self._does: dict[type, Callable[[Any, float], str]] = {
+            _Retain: self._retain,
+            _Release: self._release,
+            _Prefetch: self._fetch,
+            _Priority: self._priority,
         }
 
     def handle(self, message: object, now: float) -> list[Answer]:
-        """Carry out a message; an answer for each of its actions that has an id, or one without for the whole."""
+        """Carry out a message; an answer for each action, `DONE` where it was accepted, or one for the whole."""
         if not isinstance(message, dict) or not isinstance(message.get("actions"), list):
             return [{"status": REJECTED, "reason": "no message with actions"}]
         if message.get("protocol_version") != VERSION:
@@ -82,106 +147,118 @@ class Hints:
             self._seen.popitem(last=False)
         actions = message["actions"]
         self._values = 0
-        answers = [self._act(action, now) for action in actions[:MOST_ACTIONS]]
+        answers = [self._act(action, now) for action in _read(actions[:MOST_ACTIONS])]
+        self._tell(now)
         if len(actions) > MOST_ACTIONS:
             answers.append({"status": CLIPPED, "reason": f"{len(actions) - MOST_ACTIONS} actions were not read"})
         return answers
 
-    def _act(self, action: object, now: float) -> Answer:
-        if not isinstance(action, dict):
-            return {"status": REJECTED, "reason": "no action"}
-        name = action.get("action_id")
-        answer = {"action_id": name[:LONGEST_NAME]} if isinstance(name, str) else {}
-        does = self._does.get(str(action.get("action_type")))
-        if does is None or action.get("action_version") != 1:
-            return answer | {"status": UNSUPPORTED}
+    def _act(self, action: Action | Answer, now: float) -> Answer:
+        if isinstance(action, dict):
+            return action
         try:
-            payload = action.get("payload")
-            if not isinstance(payload, dict):
-                raise _Unfit("no payload")
-            answer["status"] = does(payload, now)
+            status = self._does[type(action)](action.payload, now)
         except _Unfit as why:
-            answer |= {"status": REJECTED, "reason": str(why)}
-        return answer
+            return _answer(action.action_id) | {"status": REJECTED, "reason": str(why)}
+        return DONE if status is ACCEPTED else _answer(action.action_id) | {"status": status}
 
-    def _retain(self, payload: Payload, now: float) -> str:
-        owner, clipped = _name(payload, "owner"), [False]
-        idle = _number(payload, "idle", 0.0, LONGEST, clipped, 0.0)
-        cost = _number(payload, "seconds_per_token", 0.0, DEAREST, clipped, 1.0)
-        leased = payload.get("leased") is True
-        next_use, curve = None, None
-        if "index" in payload:
-            curve = self._curve(payload["index"])
-        elif "next_use" in payload:
-            next_use = now + _number(payload, "next_use", 0.0, LONGEST, clipped)
-        hold = _number(payload, "hold", 0.0, LONGEST, clipped) if "hold" in payload else None
-        reuse = _number(payload, "reuse", 0.0, 1.0, clipped) if "reuse" in payload else None
-        hint = Hint(
-            now - idle, gap=curve, next_use=next_use, hold=hold, reuse=reuse, seconds_per_token=cost, leased=leased
-        )
-        if not self._keeper.told(owner, hint, now):
-            raise _Unfit("no such owner")
+    def _retain(self, said: _Retained, now: float) -> str:
+        owner, clipped = said.owner, [False]
+        idle = _within(said.idle, 0.0, LONGEST, clipped)
+        cost = _within(said.seconds_per_token, 0.0, DEAREST, clipped)
+        next_use = curve = hold = reuse = None
+        if said.index is not UNSET:
+            curve = self._curve(said.index)
+        elif said.next_use is not UNSET:
+            next_use = now + _within(said.next_use, 0.0, LONGEST, clipped)
+        if said.hold is not UNSET:
+            hold = _within(said.hold, 0.0, LONGEST, clipped)
+        if said.reuse is not UNSET:
+            reuse = _within(said.reuse, 0.0, 1.0, clipped)
+        self._untold[owner] = Hint(now - idle, curve, None, next_use, hold, reuse, cost, said.leased is True)
+        if owner not in self._keeper.ledger:
+            raise _Unfit(STRANGER)
         return CLIPPED if clipped[0] else ACCEPTED
 
-    def _curve(self, value: object) -> LogCurve:
-        if not isinstance(value, dict) or not isinstance(values := value.get("values"), list):
-            raise _Unfit("index")
-        if len(values) > MOST_VALUES:
-            raise _Unfit(f"index: more than {MOST_VALUES} values")
+    def _curve(self, index: _Index) -> LogCurve:
+        values = index.values
         self._values += len(values)
         if self._values > MOST_VALUES_IN_ALL:
             raise _Unfit(f"index: more than {MOST_VALUES_IN_ALL} values in a message")
-        kept = [_number({"value": one}, "value", 0.0, 1e9, [False]) for one in values]
-        first, last = (_number(value, name, 0.0, LONGEST, [False]) for name in ("first", "last"))
+        if not (min(values) >= 0.0 and sum(values) <= HIGHEST):
+            values = [_within(one, 0.0, HIGHEST) for one in values]
         try:
-            return LogCurve(first, last, kept)
+            return LogCurve(_within(index.first, 0.0, LONGEST), _within(index.last, 0.0, LONGEST), values)
         except ValueError as why:
             raise _Unfit(f"index: {why}") from None
 
-    def _release(self, payload: Payload, now: float) -> str:
-        owner = _name(payload, "owner")
-        self.priorities.pop(owner, None)
-        if not self._keeper.released(owner, now):
-            raise _Unfit("no such owner")
+    def _release(self, said: _Released, now: float) -> str:
+        self._tell(now)
+        self.priorities.pop(said.owner, None)
+        if not self._keeper.released(said.owner, now):
+            raise _Unfit(STRANGER)
         return ACCEPTED
 
-    def _fetch(self, payload: Payload, now: float) -> str:
-        owner, clipped = _name(payload, "owner"), [False]
-        within = _number(payload, "within", 0.0, LONGEST, clipped, LONGEST)
+    def _fetch(self, said: _Fetched, now: float) -> str:
+        self._tell(now)
+        clipped = [False]
+        within = _within(said.within, 0.0, LONGEST, clipped)
         if self._prefetch is None:
             return UNSUPPORTED
-        if not self._prefetch(owner, within):
+        if not self._prefetch(said.owner, within):
             raise _Unfit("nothing to fetch")
         return CLIPPED if clipped[0] else ACCEPTED
 
-    def _priority(self, payload: Payload, now: float) -> str:
-        owner, clipped = _name(payload, "owner"), [False]
-        priority = _number(payload, "priority", -1e12, 1e12, clipped)
+    def _priority(self, said: _Placed, now: float) -> str:
+        clipped = [False]
+        priority = _within(said.priority, -FARTHEST, FARTHEST, clipped)
         if self._reordered is None:
             return UNSUPPORTED
-        self.priorities[owner] = priority
-        self.priorities.move_to_end(owner)
+        self.priorities[said.owner] = priority
+        self.priorities.move_to_end(said.owner)
         if len(self.priorities) > MOST_PRIORITIES:
             self.priorities.popitem(last=False)
-        self._reordered(owner)
+        self._reordered(said.owner)
         return CLIPPED if clipped[0] else ACCEPTED
 
+    def _tell(self, now: float) -> None:
+        """What was said so far is foretold, before anything else is done."""
+        if self._untold:
+            self._keeper.told(self._untold, now)
+            self._untold = {}
 
-def _name(payload: Payload, field: str) -> str:
-    value = payload.get(field)
-    if not isinstance(value, str) or value == ANONYMOUS or len(value) > LONGEST_NAME:
-        raise _Unfit(field)
-    return value
+
+def _read(actions: list[Any]) -> Sequence[Action | Answer]:
+    """The actions, or the answer to one that cannot be understood."""
+    try:
+        read: list[Action] = convert(actions, Actions)
+        return read
+    except ValidationError:
+        return [_read_one(action) for action in actions]
 
 
-def _number(
-    payload: Payload, field: str, least: float, most: float, clipped: list[bool], default: float | None = None
-) -> float:
-    value = payload.get(field, default)
-    if type(value) is float and least <= value <= most:
+def _read_one(action: Any) -> Action | Answer:
+    try:
+        read: Action = convert(action, Action)
+        return read
+    except ValidationError as why:
+        said = action if isinstance(action, dict) else {"action_type": TYPES[0], "action_version": 1}
+        known = said.get("action_type") in TYPES and said.get("action_version") == 1
+        return _answer(said.get("action_id")) | (
+            {"status": REJECTED, "reason": str(why)} if known else {"status": UNSUPPORTED}
+        )
+
+
+def _answer(name: Any) -> Answer:
+    return {"action_id": name[:LONGEST_NAME]} if isinstance(name, str) else {}
+
+
+def _within(value: float, least: float, most: float, clipped: list[bool] | None = None) -> float:
+    """The value, or the nearest in range, and then `clipped`."""
+    if least <= value <= most:
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
-        raise _Unfit(field)
-    if not least <= value <= most:
+    if value != value:
+        raise _Unfit("not a number")
+    if clipped is not None:
         clipped[0] = True
-    return min(most, max(least, float(value)))
+    return least if value < least else most

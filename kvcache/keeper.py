@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvcache.ledger import ANONYMOUS, DEVICE, Key, Ledger
 from kvcache.policy import Hint, Policy
@@ -61,19 +61,22 @@ class Keeper:
         self._changed(owner, now)
         self.sweep()
 
-    def told(self, owner: str, hint: Hint, now: float) -> bool:
-        """Something is foretold of an owner. False where nothing of it is known here: it is kept for a while."""
-        self.policy.told(owner, hint, now)
-        self._changed(owner, now)
-        if owner in self.ledger:
-            return True
-        self._strangers[owner] = None
-        self._strangers.move_to_end(owner)
-        if len(self._strangers) > MOST_STRANGERS:
-            oldest, _ = self._strangers.popitem(last=False)
-            if oldest not in self.ledger:
+    def told(self, hints: Mapping[str, Hint], now: float) -> None:
+        """Something is foretold of owners. Of those of whom nothing is known here it is kept for a while."""
+        ledger, strangers = self.ledger, self._strangers
+        self.policy.told(hints, now)
+        for tier in (self.device, self.host):
+            changed = tier.order.changed
+            for owner in hints if tier else ():
+                changed(owner, now)
+        for owner in hints:
+            if owner not in ledger:
+                strangers[owner] = None
+                strangers.move_to_end(owner)
+        while len(strangers) > MOST_STRANGERS:
+            oldest, _ = strangers.popitem(last=False)
+            if oldest not in ledger:
                 self.policy.forgotten(oldest)
-        return False
 
     def released(self, owner: str, now: float) -> bool:
         """The owner's KV is dead; once its steps have left, if some wait or run. False where nothing is known of it."""

@@ -6,8 +6,11 @@ owners, given up from its tail; a block with several owners counts for the one t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 DEAD, UNKNOWN, KNOWN, LEASED = range(4)
 """Classes of stacks: all of a lower class go before any of a higher one."""
@@ -50,7 +53,7 @@ class Curve(Protocol):
         ...
 
 
-class Hint(NamedTuple):
+class Hint(Struct, frozen=True):
     """What is foretold of an owner. Each policy reads what it knows; None: not told.
 
     `gap`: the index of its gap, counted from `since`. `steps`: steps to execution. `next_use`: when it runs next, in
@@ -84,8 +87,8 @@ class Policy:
     def finished(self, owner: str, tokens: int, now: float) -> None:
         """The step has ended; the owner's context is so many tokens long."""
 
-    def told(self, owner: str, hint: Hint, now: float) -> None:
-        """The core foretells something; it replaces what was told before."""
+    def told(self, hints: Mapping[str, Hint], now: float) -> None:
+        """The core foretells something of owners; it replaces what was told of them before."""
 
     def released(self, owner: str, now: float) -> None:
         """The owner's KV is dead."""
@@ -135,14 +138,15 @@ class Foretold(Policy):
             self._since.pop(owner, None)
             # Until the core says more, it waits as it did before, or of whom nothing was told as others do.
             if (hint := self._hints.get(owner) or self._latest) is not None:
-                self._hints[owner] = hint._replace(since=now)
+                self._hints[owner] = replace(hint, since=now)
 
-    def told(self, owner: str, hint: Hint, now: float) -> None:
-        self._changed(owner)
-        self._dead.discard(owner)
-        self._hints[owner] = hint
-        if hint.gap is not None:
-            self._latest = hint
+    def told(self, hints: Mapping[str, Hint], now: float) -> None:
+        self._hints.update(hints)
+        self._dead.difference_update(hints)
+        standings = self._standings
+        for owner in hints:
+            standings.pop(owner, None)
+        self._latest = next((hint for hint in reversed([*hints.values()]) if hint.gap is not None), self._latest)
 
     def released(self, owner: str, now: float) -> None:
         self._changed(owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from kvcache.policy import INFINITY, KNOWN, LEASED, UNTOLD, Foretold, Hint, Rank
 
@@ -51,11 +52,12 @@ class Saga(Foretold):
         if self._largest is not None:
             self._largest = max(self._largest, tokens)
 
-    def told(self, owner: str, hint: Hint, now: float) -> None:
-        super().told(owner, hint, now)
-        self._protected.pop(owner, None)
-        if hint.hold is not None:
-            self._protected[owner] = hint.since + min(hint.hold * (1 - 0.5 * self._m), LONGEST)
+    def told(self, hints: Mapping[str, Hint], now: float) -> None:
+        super().told(hints, now)
+        for owner, hint in hints.items():
+            self._protected.pop(owner, None)
+            if hint.hold is not None:
+                self._protected[owner] = hint.since + min(hint.hold * (1 - 0.5 * self._m), LONGEST)
 
     def released(self, owner: str, now: float) -> None:
         super().released(owner, now)

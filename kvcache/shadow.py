@@ -8,7 +8,7 @@ much smaller (SHARDS: Waldspurger et al., FAST 2015).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from kvcache.policy import DEAD, UNKNOWN, Hint, Policy, Rank, Stack
 from kvcache.span import Key
@@ -39,12 +39,14 @@ class Shadow:
         self._steps: dict[Hashable, list[Key]] = {}
         self._others = 0  # blocks in use of which no key is known yet
 
-    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0) -> None:
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, new: int = 0) -> None:
         """A step runs: it looked for these blocks and found the first so many, and has them all in use.
 
-        `used` blocks of the cache are in use now.
+        `used` blocks of the cache are in use now; `new` of them are its own and were not found.
         """
         self._unpin(step)
+        idle = sum(key not in self._used for _, key in self._sampled(keys[:found]))
+        self.used(used - new - self._sample * idle)
         mine, missed = [], False
         for place, key in self._sampled(keys):
             missed = missed or (key not in self._used and key not in self._idle)
@@ -56,7 +58,11 @@ class Shadow:
             self._idle.pop(key, None)
             self._used[key] = self._used.get(key, 0) + 1
         self._steps[step] = mine
-        self._others = max(0, used // self._sample - len(self._used))
+        self.used(used)
+
+    def used(self, blocks: int) -> None:
+        """So many blocks of the cache are in use: what else is here has no more room than what they leave."""
+        self._others = max(0, blocks // self._sample - len(self._used))
         self._shrink()
 
     def freed(self, step: Hashable, keys: Sequence[Key]) -> None:
@@ -120,20 +126,21 @@ class Guarded(Policy):
         self._credit = CREDIT * shadow.blocks
         self._debt = -self._credit
 
-    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0) -> None:
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, new: int = 0) -> None:
         """A step runs: it looked for these blocks and found the first so many.
 
-        `used` blocks of the cache are in use now, its own among them.
+        `used` blocks of the cache are in use now, its own among them; `new` of these were not found.
         """
         shadow = self.shadow
         asked, hits, lru = shadow.asked, shadow.hits, shadow.lru
-        shadow.looked(step, keys, found, used)
+        shadow.looked(step, keys, found, used, new)
         lru = shadow.lru - lru
         lost, missed = lru - (shadow.hits - hits), shadow.asked - asked - lru
         self._debt = max(-self._credit, self._debt + lost - LOSS * missed)
 
-    def freed(self, step: Hashable, keys: Sequence[Key]) -> None:
-        """A step has freed its blocks; these are the keys of those that have one."""
+    def freed(self, step: Hashable, keys: Sequence[Key], used: int) -> None:
+        """A step frees its blocks; these are the keys of those that have one. `used` were in use until now."""
+        self.shadow.used(used)
         self.shadow.freed(step, keys)
 
     def cleared(self) -> None:
@@ -157,8 +164,8 @@ class Guarded(Policy):
     def finished(self, owner: str, tokens: int, now: float) -> None:
         self.policy.finished(owner, tokens, now)
 
-    def told(self, owner: str, hint: Hint, now: float) -> None:
-        self.policy.told(owner, hint, now)
+    def told(self, hints: Mapping[str, Hint], now: float) -> None:
+        self.policy.told(hints, now)
 
     def released(self, owner: str, now: float) -> None:
         self.policy.released(owner, now)

@@ -63,7 +63,8 @@ class Tier(Generic[Name]):
         self.order: Order[Stack[Name]] = Order(policy)
         self._ledger = ledger
         self._stacks: dict[Name, Stack[Name]] = {}
-        self._names: dict[Key, list[Name]] = {}  # of the free copies of a block
+        self._names: dict[Key, Name] = {}  # of the first free copy of a block
+        self._doubles: dict[Key, list[Name]] = {}  # of the others
         self._count = 0
         ledger.tiers.append(self)
 
@@ -93,7 +94,8 @@ class Tier(Generic[Name]):
                 self._push(span, run, now)
                 run, span = [], its
             self._count += 1
-            self._names.setdefault(key, []).append(name)
+            if self._names.setdefault(key, name) != name:
+                self._doubles.setdefault(key, []).append(name)
             run.append((name, (key, self._count)))
         self._push(span, run, now)
 
@@ -109,14 +111,14 @@ class Tier(Generic[Name]):
     def pop(self, stack: Stack[Name], count: int) -> list[tuple[Name, Key]]:
         """Take the next blocks of a stack, which has as many."""
         taken: list[tuple[Name, Key]] = []
-        blocks, stacks, names = stack.blocks, self._stacks, self._names
+        blocks, stacks, names, doubles = stack.blocks, self._stacks, self._names, self._doubles
         for _ in range(count):
             name, (key, _) = blocks.popitem()
             del stacks[name]
-            copies = names.pop(key)
-            if len(copies) > 1:
-                copies.remove(name)
-                names[key] = copies
+            if key in doubles:
+                self._unname(name, key)
+            else:
+                del names[key]
             taken.append((name, key))
         if not blocks:
             self._drop(stack)
@@ -136,6 +138,7 @@ class Tier(Generic[Name]):
             self._drop(stack)
         self._stacks.clear()
         self._names.clear()
+        self._doubles.clear()
 
     def parted(self, keys: Collection[Key], span: Span, now: float) -> None:
         """Those of the free blocks that have these keys are this span's now, which still has the same owners.
@@ -144,8 +147,9 @@ class Tier(Generic[Name]):
         """
         moved: dict[Stack[Name], list[Name]] = {}
         for key in keys:
-            for name in self._names.get(key, ()):
-                moved.setdefault(self._stacks[name], []).append(name)
+            if key in self._names:
+                for name in (self._names[key], *self._doubles.get(key, ())):
+                    moved.setdefault(self._stacks[name], []).append(name)
         for stack, names in moved.items():
             if len(names) == len(stack.blocks):
                 stack.move(span)
@@ -178,10 +182,12 @@ class Tier(Generic[Name]):
             self._add(Stack(self, span, now, dict(reversed(run))), now)
 
     def _unname(self, name: Name, key: Key) -> None:
-        names = self._names.pop(key)
-        if len(names) > 1:
-            names.remove(name)
-            self._names[key] = names
+        first = self._names.pop(key)
+        if (others := self._doubles.pop(key, None)) is not None:
+            others = [one for one in (first, *others) if one != name]
+            self._names[key] = others[0]
+            if others[1:]:
+                self._doubles[key] = others[1:]
 
     def _drop(self, stack: Stack[Name]) -> None:
         self.order.discard(stack)

@@ -133,7 +133,7 @@ class Engine:
         """The core foretells something of an owner."""
         now = self._clock()
         for shelf in self._tiers:
-            shelf.policy.told(owner, hint, now)
+            shelf.policy.told({owner: hint}, now)
             shelf.changed(owner, now)
 
     def release(self, owner: str) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvcache.hints import ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED, Hints
+from kvcache.hints import ACCEPTED, CLIPPED, DONE, REJECTED, UNSUPPORTED, Hints
 from kvcache.keeper import Keeper
 
 MOST_ANSWERS = 1000
@@ -46,11 +46,12 @@ class Control:
         asked = message if isinstance(message, dict) else {}
         if asked is not message or asked.get("actions"):
             counts = said["counts"]
-            for one in self._hints.handle(message, now):
-                status = one["status"]
-                counts[status] += 1
-                if status != ACCEPTED and len(said["answers"]) < MOST_ANSWERS:
-                    said["answers"].append({name: _sendable(value) for name, value in one.items()})
+            answers = self._hints.handle(message, now)
+            others = [one for one in answers if one is not DONE]
+            counts[ACCEPTED] = len(answers) - len(others)
+            for one in others:
+                counts[one["status"]] += 1
+            said["answers"] = [{name: _sendable(value) for name, value in one.items()} for one in others[:MOST_ANSWERS]]
         if "residency" in asked:
             said["residency"] = self._residency(asked["residency"])
         said["gauges"] = self._gauges()

@@ -152,7 +152,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         if again.resumed_req_ids:
             both = zip(again.req_ids, again.num_computed_tokens, strict=True)
             ran |= {name: tokens for name, tokens in both if name in again.resumed_req_ids}
-        found, pool = [], self.kv_cache_manager.block_pool
+        found = []
         for request in self.running:  # in the order of admission
             if (tokens := ran.get(request.request_id)) is None:
                 continue
@@ -163,7 +163,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
                     kept += stats.num_external_cached_tokens + self._connected.left_out(request.request_id)
             blocks = sum(map(len, self.kv_cache_manager.coordinator.get_blocks(request.request_id)))
             found.append((request, kept, blocks - tokens // self.block_size))
-        steps.admitted(found, pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(), self.clock())
+        steps.admitted(found, self.clock())
 
     def _stepped(self, steps: Steps, output: Any) -> None:
         if self._connected is not None:

@@ -63,6 +63,11 @@ class OwnerQueue:
         """How many blocks are free."""
         return len(self._free)
 
+    @property
+    def used(self) -> int:
+        """How many blocks are in use, vLLM's null block left out."""
+        return len(self._blocks) - 1 - len(self._free)
+
     def declare(self, blocks: Iterable[KVCacheBlock], owner: str = ANONYMOUS) -> None:
         """These blocks hold what their hashes say. What nobody knows is the owner's."""
         self._declare([(block.block_id, key) for block in blocks if (key := key_of(block)) is not None], owner)
@@ -171,29 +176,30 @@ class OwnerQueue:
     def _next(self, n: int) -> list[int]:
         free = self._free
         if self._ranks:
+            taken: list[int] = []
             try:
-                numbers = self._first(n)
-                taken = [number for number in numbers if free.pop(number, 0) is None]
-                if len(taken) == n == len(numbers):
-                    return taken
+                self._take(n, taken)
+                return taken
+            except Exception as error:
+                why = RuntimeError("the ranking names a block that is not free") if type(error) is KeyError else error
                 for number in reversed(taken):
                     free[number] = None
                     free.move_to_end(number, last=False)
-                raise RuntimeError("the ranking names blocks that are not free")
-            except Exception as why:
                 self._fail(why)
         return [free.popitem(last=False)[0] for _ in range(n)]
 
-    def _first(self, n: int) -> list[int]:
-        spare, device = self._spare, self._keeper.device
-        numbers: list[int] = []
-        if spare:
-            numbers = [spare.popitem(last=False)[0] for _ in range(min(n, len(spare)))]
-            if len(numbers) == n:
-                return numbers
+    def _take(self, n: int, taken: list[int]) -> None:
+        """Take blocks until there are n. KeyError where the ranking names one that is not free."""
+        free, spare, device = self._free, self._spare, self._keeper.device
+        while spare and len(taken) < n:
+            number = spare.popitem(last=False)[0]
+            del free[number]
+            taken.append(number)
+        if len(taken) == n:
+            return
         now = self._clock()
         keys, copies, ledger = self._keys, self._copies, self._keeper.ledger
-        while (left := n - len(numbers)) > 0:
+        while (left := n - len(taken)) > 0:
             stack = device.order.first(now)
             assert stack is not None, "fewer blocks are ranked than free"
             if stack is not self._giving:
@@ -208,10 +214,10 @@ class OwnerQueue:
                     copies[key] = others
                 else:
                     ledger.lost(key, DEVICE)
-                numbers.append(number)
+                del free[number]
+                taken.append(number)
         if ledger.forgotten:
             self._keeper.sweep()
-        return numbers
 
     def _held(self, going: Iterable[tuple[int, Key]], freed: float) -> Iterator[Leaving]:
         for number, key in going:

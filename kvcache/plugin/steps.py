@@ -48,18 +48,18 @@ class Steps:
         self._of.setdefault(owner, {})[request.request_id] = request
         self._numbers[request.request_id] = self._keeper.began(owner, self._prompt(request), now)
 
-    def admitted(self, found: Sequence[tuple[Request, int, int]], used: int, now: float) -> None:
+    def admitted(self, found: Sequence[tuple[Request, int, int]], now: float) -> None:
         """These requests run, the first admitted first; each with the tokens found for it, and how many blocks it was
-        given beside those found on the device. `used` blocks of the pool are in use now.
+        given beside those found on the device.
         """
-        if self._guard is None or self._group is None:
+        if self._guard is None or self._group is None or self._queue is None:
             return
-        used -= sum(new for _, _, new in found)
+        used = self._queue.used - sum(new for _, _, new in found)
         for request, tokens, new in found:
             used += new
             if (keys := self._prompt(request)) is not None:
                 most = max(0, request.num_tokens - self._dropped) // self._group.block
-                self._guard.looked(request.request_id, keys[:most], tokens // self._group.block, used)
+                self._guard.looked(request.request_id, keys[:most], tokens // self._group.block, used, new)
         self._judge(now)
 
     def frees(self, request: Request, groups: Sequence[Sequence[KVCacheBlock]], now: float) -> None:
@@ -75,7 +75,7 @@ class Steps:
             self._keeper.wrote(owner, role, keys, now, number)
             self._queue.declare(groups[self._group.place][: len(keys)], owner)
         if self._guard is not None:
-            self._guard.freed(name, keys)
+            self._guard.freed(name, keys, self._queue.used)
             self._judge(now)
 
     def left(self, request: Request, now: float) -> None:

@@ -58,12 +58,12 @@ class Engine:
             keeper.ledger.lost(key, DEVICE)
         keeper.sweep()
         keeper.wrote(step.owner, None, keys, self.now, number)
-        for key in keys:
-            if not keeper.ledger.copies(key, DEVICE):
-                keeper.ledger.gained(key, DEVICE)
+        new = [key for key in keys if not keeper.ledger.copies(key, DEVICE)]
+        for key in new:
+            keeper.ledger.gained(key, DEVICE)
         self.running.append((number, step))
         if self.guard is not None:
-            self.guard.looked(number, keys, found, len(self.users))
+            self.guard.looked(number, keys, found, len(self.users), len(new))
             if self.guard.judged():
                 keeper.rerank(self.now)
             self.weights.append(self.guard.weight)
@@ -79,6 +79,6 @@ class Engine:
         self.keeper.host.put(idle, self.now)
         self.keeper.left(step.owner, len(step.keys), self.now)
         if self.guard is not None:
-            self.guard.freed(number, step.keys)
+            self.guard.freed(number, step.keys, len(self.users) + len(idle))
         if self.told is not None:
             self.told(self.keeper, step.owner, self.now)

@@ -7,7 +7,7 @@ from tests.kvcache.stacks import Run, order_of
 
 def tell(policy: Belady, **at: float) -> None:
     for owner, time in at.items():
-        policy.told(owner, Hint(since=0, next_use=time), 0)
+        policy.told({owner: Hint(since=0, next_use=time)}, 0)
 
 
 def test_the_farthest_next_use_goes_first_and_what_is_never_used_again_before_it() -> None:

@@ -54,7 +54,7 @@ class Toy:
     def tell(self, turn: int) -> None:
         for agent in range(self.agents):
             steps = (agent - turn - 1) % self.agents + 1
-            self.policy.told(str(agent), Hint(since=turn, steps=steps, next_use=turn + steps), turn)
+            self.policy.told({str(agent): Hint(since=turn, steps=steps, next_use=turn + steps)}, turn)
             self.order.changed(str(agent), turn)
 
 

@@ -58,7 +58,7 @@ class Engine:
         for key in new.values():
             self.keeper.ledger.gained(key, DEVICE)
         self.keeper.left(owner, count, now)
-        self.keeper.told(owner, Hint(now, next_use=next_use), now)
+        self.keeper.told({owner: Hint(now, next_use=next_use)}, now)
         self.keeper.device.put([(number, key) for number, key in reversed(new.items())], now)
 
     def store(self, names: list[Key], now: float = HERE) -> None:
@@ -108,7 +108,7 @@ def test_upcoming_is_the_order_itself(added: list[tuple[str, float]], data: st.D
     for run in runs:
         order.add(run, HERE)
     for owner in data.draw(st.lists(st.sampled_from(["a", "b", "c"]), max_size=4)):
-        policy.told(owner, Hint(HERE, next_use=data.draw(st.floats(0, 99))), HERE)
+        policy.told({owner: Hint(HERE, next_use=data.draw(st.floats(0, 99)))}, HERE)
         order.changed(owner, HERE)
     for run in data.draw(st.lists(st.sampled_from(runs), max_size=5)) if runs else ():
         order.discard(run)
@@ -153,12 +153,12 @@ def test_nothing_of_a_higher_rank_goes_for_it() -> None:
     engine.ran("a", 2, HERE + 1)
     engine.store(["a0", "a1"])
     engine.ran("b", 2, HERE + 5)
-    engine.keeper.told("a", Hint(HERE, next_use=HERE + 9), HERE)
+    engine.keeper.told({"a": Hint(HERE, next_use=HERE + 9)}, HERE)
     engine.evict(2)
-    engine.keeper.told("a", Hint(HERE, next_use=HERE + 2), HERE)
+    engine.keeper.told({"a": Hint(HERE, next_use=HERE + 2)}, HERE)
     assert set(engine.blocks.values()) == {"b0", "b1"}
     assert engine.joint.moves(100, HERE) == []
-    engine.keeper.told("a", Hint(HERE, next_use=HERE + 20), HERE)
+    engine.keeper.told({"a": Hint(HERE, next_use=HERE + 20)}, HERE)
     assert [(move.name, move.instead) for move in engine.joint.moves(100, HERE)] == [("b1", "a1"), ("b0", "a0")]
 
 
@@ -242,7 +242,7 @@ def test_agents_in_turn_that_fit_both_tiers_together_lose_next_to_nothing() -> N
         for number in mine:
             engine.keeper.device.remove(number)
         need = size - len(mine) - engine.idle
-        engine.keeper.told(owner, Hint(now, next_use=now), now)
+        engine.keeper.told({owner: Hint(now, next_use=now)}, now)
         engine.evict(max(0, need))
         engine.ran(owner, size, now + agents, now)
         engine.keeper.device.put([(number, engine.blocks[number]) for number in reversed(mine)], now)
@@ -279,12 +279,12 @@ def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: b
     for owner in range(stacks):
         keys = [f"{chr(1000 + owner)}{place}" for place in range(chunks // stacks)]
         keeper.wrote(str(owner), None, keys, HERE)
-        keeper.told(str(owner), Hint(HERE, next_use=HERE + 9), HERE)
+        keeper.told({str(owner): Hint(HERE, next_use=HERE + 9)}, HERE)
         engine.store(keys)
     engine.joint._copies.clear()
     engine.blocks = {number: f"x{number}" for number in range(64)}
     keeper.wrote("x", None, list(engine.blocks.values()), HERE)
-    keeper.told("x", Hint(HERE, next_use=HERE + (1 if sooner else 99)), HERE)
+    keeper.told({"x": Hint(HERE, next_use=HERE + (1 if sooner else 99))}, HERE)
     for key in engine.blocks.values():
         keeper.ledger.gained(key, DEVICE)
     keeper.device.put(list(engine.blocks.items())[::-1], HERE)
@@ -310,7 +310,7 @@ def test_nothing_is_looked_at_again_while_nothing_changes() -> None:
     before = engine.asked
     assert engine.joint.moves(100, HERE) == []
     assert engine.asked == before
-    engine.keeper.told("a", Hint(HERE, next_use=HERE + 9), HERE)
+    engine.keeper.told({"a": Hint(HERE, next_use=HERE + 9)}, HERE)
     assert [move.instead for move in engine.joint.moves(100, HERE)] == ["a1", "a0"]
 
 

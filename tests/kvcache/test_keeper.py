@@ -39,11 +39,11 @@ def test_a_role_told_of_before_it_has_blocks_keeps_its_hint_however_many_strange
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_module, "MOST_STRANGERS", 4)
-    assert not keeper.told("role", SOON, 0.0)
+    keeper.told({"role": SOON}, 0.0)
     step(keeper, "a", "role", "system", "a")
     step(keeper, "b", "role", "system", "b")
     for number in range(9):
-        keeper.told(f"stranger {number}", SOON, 0.0)
+        keeper.told({f"stranger {number}": SOON}, 0.0)
     assert rank(keeper, "role") == KNOWN
 
 
@@ -51,16 +51,16 @@ def test_an_owner_that_came_by_the_host_alone_keeps_its_hint_however_many_strang
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_module, "MOST_STRANGERS", 4)
-    keeper.told("a", SOON, 0.0)
+    keeper.told({"a": SOON}, 0.0)
     keeper.ledger.gained("key", HOST, "a")
     for number in range(9):
-        keeper.told(f"stranger {number}", SOON, 0.0)
+        keeper.told({f"stranger {number}": SOON}, 0.0)
     assert rank(keeper, "a") == KNOWN
 
 
 def test_hints_go_with_the_last_block_of_an_owner(keeper: Keeper) -> None:
     step(keeper, "a", None, "key")
-    keeper.told("a", SOON, 0.0)
+    keeper.told({"a": SOON}, 0.0)
     assert rank(keeper, "a") == KNOWN
     keeper.ledger.lost("key", DEVICE)
     keeper.sweep()

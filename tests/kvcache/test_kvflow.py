@@ -7,7 +7,7 @@ from tests.kvcache.stacks import Run, order_of
 
 def tell(policy: KVFlow, **steps: float) -> None:
     for owner, number in steps.items():
-        policy.told(owner, Hint(since=0, steps=number), 0)
+        policy.told({owner: Hint(since=0, steps=number)}, 0)
 
 
 def test_the_unreachable_goes_first_then_the_most_steps_and_the_running_last() -> None:
@@ -49,6 +49,6 @@ def test_time_alone_changes_nothing() -> None:
 
 def test_where_no_steps_are_told_the_time_of_the_next_use_stands_for_them() -> None:
     policy = KVFlow()
-    policy.told("soon", Hint(0.0, next_use=5.0), 0)
-    policy.told("late", Hint(0.0, next_use=50.0), 0)
+    policy.told({"soon": Hint(0.0, next_use=5.0)}, 0)
+    policy.told({"late": Hint(0.0, next_use=50.0)}, 0)
     assert policy.rank(Run(["late"], 1), 2) < policy.rank(Run(["soon"], 1), 2)

@@ -208,7 +208,7 @@ class Pool(RuleBasedStateMachine):
     @rule(owner=st.sampled_from((*OWNERS[:3], "r", "s")), ahead=st.integers(1, 100))
     def tell(self, owner: str, ahead: int) -> None:
         if owner in self.ledger:
-            self.policy.told(owner, Hint(self.now, next_use=self.now + ahead), self.now)
+            self.policy.told({owner: Hint(self.now, next_use=self.now + ahead)}, self.now)
             self._reranked(owner)
 
     @rule(full=st.booleans())

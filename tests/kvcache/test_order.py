@@ -72,12 +72,12 @@ def test_an_owner_s_event_moves_its_stacks_only() -> None:
     order: Order[Run] = Order(policy)
     a, b = Run("a", 1), Run("b", 2)
     for owner, at in (("a", 10.0), ("b", 20.0)):
-        policy.told(owner, next_use(at), 0)
+        policy.told({owner: next_use(at)}, 0)
     order.add(a, 2)
     order.add(b, 2)
     assert order.first(2) is b
-    policy.told("a", next_use(30), 2)
-    policy.told("b", next_use(40), 2)
+    policy.told({"a": next_use(30)}, 2)
+    policy.told({"b": next_use(40)}, 2)
     order.changed("a", 2)
     assert order.first(2) is a  # what came for b is not called yet
     order.changed("b", 2)
@@ -89,14 +89,14 @@ def test_an_owner_that_leaves_a_stack_no_longer_keeps_it() -> None:
     order: Order[Run] = Order(policy)
     shared, other = Run(["a", "b"], 1), Run(["c"], 2)
     for owner, at in (("a", 5.0), ("b", 90.0), ("c", 50.0)):
-        policy.told(owner, next_use(at), 0)
+        policy.told({owner: next_use(at)}, 0)
     order.add(shared, 2)
     order.add(other, 2)
     assert order.first(2) is other
     shared.owners = ["b"]
     order.changed("a", 2)
     assert order.first(2) is shared
-    policy.told("b", next_use(10), 2)
+    policy.told({"b": next_use(10)}, 2)
     order.changed("b", 2)
     assert order.first(2) is other
     order.discard(shared)
@@ -109,13 +109,13 @@ def test_an_owner_that_takes_another_s_place_counts_from_then_on() -> None:
     order: Order[Run] = Order(policy)
     handed, other = Run(["a"], 1), Run(["c"], 2)
     for owner, at in (("a", 90.0), ("b", 5.0), ("c", 50.0)):
-        policy.told(owner, next_use(at), 0)
+        policy.told({owner: next_use(at)}, 0)
     order.add(handed, 2)
     order.add(other, 2)
     handed.owners = ["b"]
     order.changed("a", 2)
     assert order.first(2) is other
-    policy.told("b", next_use(90), 2)
+    policy.told({"b": next_use(90)}, 2)
     order.changed("b", 2)
     assert order.first(2) is handed
 
@@ -138,12 +138,12 @@ def test_ranks_that_change_with_time_are_as_old_as_the_policy_allows_and_no_olde
     policy = Retention()
     order: Order[Run] = Order(policy)
     fading, steady = Run("f", 1), Run("s", 2)
-    policy.told("f", Hint(since=0, gap=Fading(10)), 0)
-    policy.told("s", next_use(1e6), 0)
+    policy.told({"f": Hint(since=0, gap=Fading(10))}, 0)
+    policy.told({"s": next_use(1e6)}, 0)
     order.add(fading, 0)
     order.add(steady, 0)
     assert order.first(0) is steady
-    policy.told("s", Hint(since=0, gap=Fading(10_000), seconds_per_token=5e-4), 0)
+    policy.told({"s": Hint(since=0, gap=Fading(10_000), seconds_per_token=5e-4)}, 0)
     order.changed("s", 0)
     assert order.first(0.5) is steady  # an index of 5 against 10
     assert order.first(20) is fading  # about 5 against 0
@@ -180,7 +180,7 @@ def test_replaced_entries_do_not_pile_up(kind: type[Belady | Retention]) -> None
         order.add(run, 0)
     for _ in range(3000):
         owner = str(draw.randrange(10))
-        policy.told(owner, next_use(draw.random() * 100), 0)
+        policy.told({owner: next_use(draw.random() * 100)}, 0)
         order.changed(owner, 0)
         assert len(order._heap) <= 2 * len(order) + SPARE
     for run in runs:

@@ -75,7 +75,7 @@ class OrderMachine(RuleBasedStateMachine):
     ) -> None:  # fmt: skip
         at = None if soon is None else self.now + soon
         hint = Hint(self.now, gap, steps, at, hold, reuse, leased=leased)
-        self.policy.told(owner, hint, self.now)
+        self.policy.told({owner: hint}, self.now)
         self.order.changed(owner, self.now)
 
     @rule(owner=OWNERS)

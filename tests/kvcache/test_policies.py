@@ -24,7 +24,7 @@ def informed(kind: type[Foretold], *owners: str) -> Foretold:
     for owner in owners:
         policy.started(owner, 0)
         policy.finished(owner, 1000, 0)
-        policy.told(owner, HINT, 0)
+        policy.told({owner: HINT}, 0)
     return policy
 
 
@@ -115,7 +115,7 @@ def test_a_stack_stands_where_the_owner_stands_that_needs_it_soonest(kind: type[
     policy = kind()
     owners = [str(i) for i in range(len(times))]
     for owner, at in zip(owners, times, strict=True):
-        policy.told(owner, Hint(since=0, steps=at, next_use=at), 0)
+        policy.told({owner: Hint(since=0, steps=at, next_use=at)}, 0)
     soonest = owners[times.index(min(times))]
     assert policy.rank(Run(owners), 0) == policy.rank(Run([soonest]), 0)
     assert policy.rank(Run([*owners, "unknown"]), 0) == policy.rank(Run([soonest]), 0)
@@ -126,28 +126,28 @@ def test_what_is_needed_later_goes_before_what_is_needed_sooner_and_the_unknown_
     kind: type[Foretold],
 ) -> None:
     policy = kind()
-    policy.told("late", Hint(since=0, steps=5, next_use=50), 0)
-    policy.told("soon", Hint(since=0, steps=1, next_use=10), 0)
-    policy.told("mid", Hint(since=0, steps=3, next_use=30), 0)
+    policy.told({"late": Hint(since=0, steps=5, next_use=50)}, 0)
+    policy.told({"soon": Hint(since=0, steps=1, next_use=10)}, 0)
+    policy.told({"mid": Hint(since=0, steps=3, next_use=30)}, 0)
     assert order_of(policy, 0, "soon", "late", "unknown", "mid") == ["unknown", "late", "mid", "soon"]
 
 
 @pytest.mark.parametrize("kind", GUIDED)
 def test_a_new_hint_replaces_the_old_one(kind: type[Foretold]) -> None:
     policy = kind()
-    policy.told("a", Hint(since=0, steps=5, next_use=50), 0)
-    policy.told("b", Hint(since=0, steps=3, next_use=30), 0)
+    policy.told({"a": Hint(since=0, steps=5, next_use=50)}, 0)
+    policy.told({"b": Hint(since=0, steps=3, next_use=30)}, 0)
     assert order_of(policy, 0, "a", "b") == ["a", "b"]
-    policy.told("a", Hint(since=0, steps=1, next_use=10), 0)
+    policy.told({"a": Hint(since=0, steps=1, next_use=10)}, 0)
     assert order_of(policy, 0, "a", "b") == ["b", "a"]
-    policy.told("a", Hint(since=0), 0)
+    policy.told({"a": Hint(since=0)}, 0)
     assert policy.rank(Run("a", 7), 0) == Policy().rank(Run("a", 7), 0)
 
 
 @pytest.mark.parametrize("kind", [Belady, Retention])
 def test_of_steps_that_wait_the_last_to_come_loses_its_blocks_first(kind: type[Foretold]) -> None:
     policy = kind()
-    policy.told("idle", Hint(0.0, next_use=100.0), 0.0)
+    policy.told({"idle": Hint(0.0, next_use=100.0)}, 0.0)
     policy.started("first", 1.0)
     policy.started("second", 2.0)
     policy.started("first", 3.0)

@@ -11,7 +11,7 @@ from tests.kvcache.stacks import Run, order_of
 def idle(policy: Saga, owner: str, tokens: int, since: float, reuse: float | None = 0.95) -> None:
     policy.started(owner, since)
     policy.finished(owner, tokens, since)
-    policy.told(owner, Hint(since=since, reuse=reuse), since)
+    policy.told({owner: Hint(since=since, reuse=reuse)}, since)
 
 
 def score(policy: Saga, owner: str, now: float) -> float:
@@ -76,7 +76,7 @@ def test_a_tool_call_protects_for_its_time_to_live(used: float, hold: float, liv
     policy = Saga()
     idle(policy, "a", 1000, since=0)
     policy.pressed(used)
-    policy.told("a", Hint(since=100, hold=hold), 101)
+    policy.told({"a": Hint(since=100, hold=hold)}, 101)
     assert policy.rank(Run("a"), 100 + lives - 0.01)[0] == LEASED
     assert policy.rank(Run("a"), 100 + lives + 0.01)[0] == KNOWN
 
@@ -84,7 +84,7 @@ def test_a_tool_call_protects_for_its_time_to_live(used: float, hold: float, liv
 def test_the_time_to_live_ends_when_the_tool_returns() -> None:
     policy = Saga()
     idle(policy, "a", 1000, since=0)
-    policy.told("a", Hint(since=0, hold=200), 0)
+    policy.told({"a": Hint(since=0, hold=200)}, 0)
     policy.started("a", 5)
     policy.finished("a", 1200, 10)
     assert policy.rank(Run("a"), 11)[0] == KNOWN
@@ -94,7 +94,7 @@ def test_a_session_whose_step_waits_is_pinned_above_every_protected_one() -> Non
     policy = Saga()
     for owner in ("waits", "tool", "idle"):
         idle(policy, owner, 1000, since=0)
-    policy.told("tool", Hint(since=0, hold=200), 0)
+    policy.told({"tool": Hint(since=0, hold=200)}, 0)
     policy.started("waits", 1)
     assert order_of(policy, 2, "waits", "tool", "idle") == ["idle", "tool", "waits"]
 
@@ -113,7 +113,7 @@ def test_an_expired_protection_shows_in_the_order_at_the_next_refresh() -> None:
     order: Order[Run] = Order(policy)
     idle(policy, "tool", 1000, since=0)
     idle(policy, "used", 1000, since=10)
-    policy.told("tool", Hint(since=0, hold=20, reuse=0.95), 10)
+    policy.told({"tool": Hint(since=0, hold=20, reuse=0.95)}, 10)
     tool, used = Run(["tool"], 0), Run(["used"], 10)
     order.add(tool, 10)
     order.add(used, 10)

@@ -74,7 +74,7 @@ def honest(steps: list[Step]) -> Teller:
         while mine and mine[-1] <= now:
             mine.pop()
         if mine:
-            keeper.told(owner, Hint(now, next_use=mine[-1]), now)
+            keeper.told({owner: Hint(now, next_use=mine[-1])}, now)
         else:
             keeper.released(owner, now)
 
@@ -90,14 +90,14 @@ def lying(steps: list[Step]) -> Teller:
         while mine and mine[-1] <= now:
             mine.pop()
         ahead = mine[-1] - now if mine else 1e5
-        keeper.told(owner, Hint(now, next_use=now + 1e5 / ahead), now)
+        keeper.told({owner: Hint(now, next_use=now + 1e5 / ahead)}, now)
 
     return tell
 
 
 def noise(steps: list[Step]) -> Teller:
     rng = random.Random(3)
-    return lambda keeper, owner, now: bool(keeper.told(owner, Hint(now, next_use=now + rng.expovariate(1 / 50)), now))
+    return lambda keeper, owner, now: bool(keeper.told({owner: Hint(now, next_use=now + rng.expovariate(1 / 50))}, now))
 
 
 def releasing(steps: list[Step]) -> Teller:
@@ -108,7 +108,7 @@ def releasing(steps: list[Step]) -> Teller:
         if rng.random() < 0.5:
             keeper.released(owner, now)
         else:
-            keeper.told(owner, Hint(now, next_use=now + 1e6 * rng.random()), now)
+            keeper.told({owner: Hint(now, next_use=now + 1e6 * rng.random())}, now)
 
     return tell
 
@@ -215,6 +215,24 @@ def test_blocks_in_use_whose_keys_are_not_known_yet_take_room_in_the_shadow() ->
     assert found(shadow, "s", "a", "e", "f") == 3
 
 
+def test_what_running_steps_have_taken_and_given_back_between_two_looks_is_gone_from_the_shadow() -> None:
+    guard = Guarded(Retention(), Shadow(4))
+    assert found(guard.shadow, "s", "a", "b") == 0
+    guard.looked("decodes", ("c",), 0, used=1, new=1)
+    guard.freed("decodes", ("c",), 4)
+    before = guard.shadow.lru
+    guard.looked("s", ("a", "b"), 0, used=2, new=2)
+    assert guard.shadow.lru == before
+
+
+def test_what_a_step_finds_is_not_taken_for_what_others_have_in_use() -> None:
+    shadow = Shadow(4)
+    assert found(shadow, "s", "a", "b") == 0
+    shadow.looked("decodes", ("c",), 0, used=2, new=2)
+    shadow.looked("s", ("a", "b"), 2, used=4)
+    assert shadow.lru == 2
+
+
 def test_what_a_step_that_failed_never_computed_is_not_in_the_shadow() -> None:
     shadow = Shadow(8)
     shadow.looked("fails", ("a", "b", "c"), 0)
@@ -248,12 +266,12 @@ def lose(guard: Guarded, blocks: int) -> None:
     guard.shadow.looked("s", keys, 0)
     guard.shadow.freed("s", keys)
     guard.looked("s", keys, 0)
-    guard.freed("s", keys)
+    guard.freed("s", keys, len(keys))
 
 
 def test_in_debt_what_is_dead_still_goes_first_and_deeper_in_debt_nothing_is_believed() -> None:
     guard = Guarded(Retention(), Shadow(800))
-    guard.told("a", Hint(0.0, next_use=5.0), 0.0)
+    guard.told({"a": Hint(0.0, next_use=5.0)}, 0.0)
     guard.released("b", 0.0)
 
     def classes() -> list[int]:
@@ -279,7 +297,7 @@ def test_the_way_back_is_a_debt_repaid_by_what_lru_would_have_missed() -> None:
     weights = []
     for number in range(round(60 / LOSS)):
         guard.looked(number, [number], 0)
-        guard.freed(number, [number])
+        guard.freed(number, [number], 1)
         guard.judged()
         weights.append(guard.weight)
     assert sorted(weights) == weights

@@ -74,7 +74,7 @@ def test_two_copies_of_a_block_are_parted_together() -> None:
     keeper.device.put([(1, "y"), (2, "x")], 0.0)
     keeper.device.put([(3, "x")], 0.0)
     keeper.wrote("b", None, ("x",), 1.0)
-    keeper.told("b", Hint(1.0, next_use=2.0), 1.0)
+    keeper.told({"b": Hint(1.0, next_use=2.0)}, 1.0)
     assert list(keeper.device) == [1, 2, 3]
     keeper.device.remove(2)
     keeper.ledger.lost("x", DEVICE)
@@ -91,8 +91,8 @@ def test_a_thousand_hints_are_ranked_once_when_a_block_is_wanted() -> None:
         keeper.ledger.gained(owner, DEVICE)
         keeper.device.put([(number, owner)], 0.0)
     for ahead in range(1000):
-        keeper.told("a", Hint(0.0, next_use=10.0 + ahead), 0.0)
-        keeper.told("b", Hint(0.0, next_use=1009.0 - ahead), 0.0)
+        keeper.told({"a": Hint(0.0, next_use=10.0 + ahead)}, 0.0)
+        keeper.told({"b": Hint(0.0, next_use=1009.0 - ahead)}, 0.0)
     assert len(keeper.device.order._heap) <= 4
     assert list(keeper.device) == [0, 1]
     assert keeper.device.take(1, 0.0) == [(0, "a")]

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from bench.simulation.system import Turn
 from bench.simulation.systems.index import Gaps
 from bench.simulation.systems.stock import StockRelease
@@ -75,7 +77,7 @@ class ThunderAgent(StockRelease):
         program.since = now
         if not program.running:
             program.context = turn.call.prompt.end + turn.call.output
-        hint = self.gaps.finished(turn, now)._replace(leased=program.worker is not None)
+        hint = replace(self.gaps.finished(turn, now), leased=program.worker is not None)
         program.hints[turn.owner] = turn.worker, hint
         self.cluster.engines[turn.worker].tell(turn.owner, hint)
 
@@ -130,6 +132,6 @@ class ThunderAgent(StockRelease):
         """Resume the program on a worker, or pause it."""
         program.worker = worker
         for owner, (where, hint) in program.hints.items():
-            hint = hint._replace(leased=worker is not None)
+            hint = replace(hint, leased=worker is not None)
             program.hints[owner] = where, hint
             self.cluster.engines[where].tell(owner, hint)

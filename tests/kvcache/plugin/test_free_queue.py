@@ -270,7 +270,7 @@ def test_what_is_given_up_is_counted_by_the_class_of_its_owners() -> None:
     engine = Engine(Retention(), itertools.count())
     for owner in "abc":
         used(engine, owner, owner * 5)
-    engine.keeper.told("a", Hint(0.0, next_use=1e6), 0.0)
+    engine.keeper.told({"a": Hint(0.0, next_use=1e6)}, 0.0)
     engine.keeper.released("c", 50.0)
     blocks = engine.pool.get_new_blocks(BLOCKS - 1)
     assert engine.queue is not None
@@ -305,7 +305,7 @@ def test_dead_blocks_go_first_and_what_is_needed_soonest_last() -> None:
     for owner in "abc":
         used(engine, owner, owner * 5)
     for owner, ahead in (("a", 10), ("b", 1000)):
-        engine.keeper.told(owner, Hint(0.0, next_use=1000.0 + ahead), 0.0)
+        engine.keeper.told({owner: Hint(0.0, next_use=1000.0 + ahead)}, 0.0)
     engine.keeper.released("c", 50.0)
     used(engine, "d", "d" * 5)
     assert used(engine, "a", "a" * 5) == used(engine, "b", "b" * 5) == 5
@@ -325,7 +325,7 @@ def test_a_superseded_tail_goes_before_anything_else() -> None:
     used(engine, "b", "bbbbb")
     used(engine, "a", "aaaaa")
     for owner in "ab":
-        engine.keeper.told(owner, Hint(0.0, next_use=1e6), 0.0)
+        engine.keeper.told({owner: Hint(0.0, next_use=1e6)}, 0.0)
     used(engine, "a", "aaxx")
     blocks = engine.begin("c", "cccc" + "c" * (engine.pool.get_num_free_blocks() - 13))
     assert blocks is not None
