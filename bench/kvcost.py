@@ -1,7 +1,7 @@
 """What the plug-in costs an engine: per block allocated, per re-rank, per hint, and in throughput.
 
     python -m bench.kvcost [--blocks 50000] [--reps 5] [--out DIR]
-    python -m bench.kvcost --throughput [--hints 10000] [--reps 5] [--out DIR]
+    python -m bench.kvcost --throughput [--hints 10000] [--starts 6] [--reps 5] [--out DIR]
 
 The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
 and freed, as many owners as fit holding the pool. The second plays the same calls on three real engines, in
@@ -155,27 +155,37 @@ def _spread(measure: Callable[[], float], reps: int) -> list[float]:
     return [round(one, 2) for one in (statistics.median(found), found[0], found[-1])]
 
 
-def throughput(hints: float, reps: int) -> dict[str, Any]:
+def throughput(hints: float, starts: int, reps: int) -> dict[str, Any]:
     """Seconds for the same calls: stock, the plug-in without hints, and with so many a second; the ratio to stock.
 
-    Each has an engine in a process of its own, and one plays at a time, in turns.
+    Each has an engine in a process of its own, and one plays at a time, in turns. How fast a process is differs by some
+    percent from one start to the next: all start anew so many times, and a start is one pair.
     """
     variants = {"stock": (False, 0.0), "plug-in, no hints": (True, 0.0), f"plug-in, {hints:g} hints/s": (True, hints)}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    with ExitStack() as stack:
-        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in variants}
-        for name, pool in pools.items():
-            pool.apply(_start, variants[name])
-        for rep in range(1, reps + 1):
-            for name in random.Random(rep).sample(list(pools), len(pools)):
-                seconds[name].append(pools[name].apply(_play, (rep,)))
-            print(f"{rep}/{reps}: { ({name: round(each[-1], 2) for name, each in seconds.items()}) }", file=sys.stderr)
+    for start in range(1, starts + 1):
+        for name, took in _started(variants, start, reps).items():
+            seconds[name].append(took)
+        print(f"{start}/{starts}: { ({name: round(each[-1], 2) for name, each in seconds.items()}) }", file=sys.stderr)
     ratios = {name: paired(list(zip(seconds[name], seconds["stock"], strict=True))) for name in seconds}
     return {
         name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(over.mean, 4),
                "interval": [over.low, over.high]}
         for name, over in ratios.items() if over is not None
     }  # fmt: skip
+
+
+def _started(variants: dict[str, tuple[bool, float]], start: int, reps: int) -> dict[str, float]:
+    """Start an engine of each, and play: the mean seconds of a turn."""
+    seconds = dict.fromkeys(variants, 0.0)
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in variants}
+        for name, pool in pools.items():
+            pool.apply(_start, variants[name])
+        for rep in range(1, reps + 1):
+            for name in random.Random(f"{start} {rep}").sample(list(pools), len(pools)):
+                seconds[name] += pools[name].apply(_play, (rep,)) / reps
+    return seconds
 
 
 _playing: list[Any] = []
@@ -236,10 +246,11 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=50_000)
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--starts", type=int, default=6)
     parser.add_argument("--hints", type=float, default=10_000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    told = throughput(args.hints, args.reps) if args.throughput else blocks(args.blocks, args.reps)
+    told = throughput(args.hints, args.starts, args.reps) if args.throughput else blocks(args.blocks, args.reps)
     for name, figures in told.items():
         print(f"{name}: {figures}")
     if args.out:
