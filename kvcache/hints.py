@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
 
@@ -101,7 +101,7 @@ class _Priority(_Action, tag="weft.priority", kw_only=True):
 
 Action = _Retain | _Release | _Prefetch | _Priority
 Actions = list[Action]
-TYPES = ("kv.retain", "kv.release", "kv.prefetch", "weft.priority")
+TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
 
 
 class _Unfit(Exception):
@@ -242,11 +242,12 @@ def _read_one(action: Any) -> Action | Answer:
         read: Action = convert(action, Action)
         return read
     except ValidationError as why:
-        said = action if isinstance(action, dict) else {"action_type": TYPES[0], "action_version": 1}
-        known = said.get("action_type") in TYPES and said.get("action_version") == 1
-        return _answer(said.get("action_id")) | (
-            {"status": REJECTED, "reason": str(why)} if known else {"status": UNSUPPORTED}
-        )
+        if not isinstance(action, dict):
+            return {"status": REJECTED, "reason": str(why)}
+        answer = _answer(action.get("action_id"))
+        if action.get("action_type") in TYPES and action.get("action_version") == 1:
+            return answer | {"status": REJECTED, "reason": str(why)}
+        return answer | {"status": UNSUPPORTED}
 
 
 def _answer(name: Any) -> Answer:
