@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import log
+from math import isfinite, log
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+MOST_VALUES = 256
+HIGHEST = 1e9  # 1/s
 
 
-@dataclass(frozen=True, slots=True)
-class LogCurve:
+class LogCurve(Struct, frozen=True):
     """`values[i]` in 1/s holds from first x r^i idle seconds on, where r^len(values) is last / first.
 
     The first value holds before `first`, too, the last one after `last`. ValueError where that is no curve: `first` at
-    least a microsecond, `last` at most 1e9 seconds.
+    least a microsecond, `last` at most 1e9 seconds, and finite values.
     """
 
     first: float
     last: float
-    values: Sequence[float]
-    _width: float = field(init=False, repr=False, compare=False)
+    values: Annotated[Sequence[Annotated[float, Meta(ge=0.0, le=HIGHEST)]], Meta(max_length=MOST_VALUES)]
 
     def __post_init__(self) -> None:
-        if not 1e-6 <= self.first < self.last <= 1e9 or not self.values:
-            raise ValueError("1e-6 <= first < last <= 1e9, and at least one value")
-        object.__setattr__(self, "_width", log(self.last / self.first) / len(self.values))
+        if not 1e-6 <= self.first < self.last <= 1e9 or not self.values or not isfinite(sum(self.values)):
+            raise ValueError("1e-6 <= first < last <= 1e9, and at least one value, all finite")
 
     def index(self, idle: float) -> float:
         """1/s, after `idle` seconds."""
         if idle <= self.first:
             return self.values[0]
-        return self.values[min(int(log(idle / self.first) / self._width), len(self.values) - 1)]
+        step = log(idle / self.first) / log(self.last / self.first) * len(self.values)
+        return self.values[min(int(step), len(self.values) - 1)]

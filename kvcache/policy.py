@@ -122,7 +122,7 @@ class Foretold(Policy):
         self._hints: dict[str, Hint] = {}
         self._dead: set[str] = set()
         self._standings: dict[str, tuple[Rank, float]] = {}  # as `standing` gave them; no event has come since
-        self._latest: Hint | None = None  # the latest gap told, of whomever
+        self._latest: Hint | None = None  # a gap told lately, of whomever
 
     def started(self, owner: str, now: float) -> None:
         self._changed(owner)

@@ -39,14 +39,13 @@ class Shadow:
         self._steps: dict[Hashable, list[Key]] = {}
         self._others = 0  # blocks in use of which no key is known yet
 
-    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, new: int = 0) -> None:
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, taken: int = 0) -> None:
         """A step runs: it looked for these blocks and found the first so many, and has them all in use.
 
-        `used` blocks of the cache are in use now; `new` of them are its own and were not found.
+        `used` blocks of the cache were in use when it looked; it took so many more.
         """
         self._unpin(step)
-        idle = sum(key not in self._used for _, key in self._sampled(keys[:found]))
-        self.used(used - new - self._sample * idle)
+        self.used(used)
         mine, missed = [], False
         for place, key in self._sampled(keys):
             missed = missed or (key not in self._used and key not in self._idle)
@@ -58,7 +57,7 @@ class Shadow:
             self._idle.pop(key, None)
             self._used[key] = self._used.get(key, 0) + 1
         self._steps[step] = mine
-        self.used(used)
+        self.used(used + taken)
 
     def used(self, blocks: int) -> None:
         """So many blocks of the cache are in use: what else is here has no more room than what they leave."""
@@ -126,14 +125,14 @@ class Guarded(Policy):
         self._credit = CREDIT * shadow.blocks
         self._debt = -self._credit
 
-    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, new: int = 0) -> None:
+    def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, taken: int = 0) -> None:
         """A step runs: it looked for these blocks and found the first so many.
 
-        `used` blocks of the cache are in use now, its own among them; `new` of these were not found.
+        `used` blocks of the cache were in use when it looked; it took so many more.
         """
         shadow = self.shadow
         asked, hits, lru = shadow.asked, shadow.hits, shadow.lru
-        shadow.looked(step, keys, found, used, new)
+        shadow.looked(step, keys, found, used, taken)
         lru = shadow.lru - lru
         lost, missed = lru - (shadow.hits - hits), shadow.asked - asked - lru
         self._debt = max(-self._credit, self._debt + lost - LOSS * missed)

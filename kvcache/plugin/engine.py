@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import vllm
@@ -158,12 +159,18 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
                 continue
             kept, stats = tokens, getattr(request, "prefill_stats", None)
             if stats is not None and not request.num_preemptions:
-                kept = tokens = stats.num_local_cached_tokens  # the others came from a connector
+                kept = stats.num_local_cached_tokens  # the others came from a connector
                 if self._connected is not None:
                     kept += stats.num_external_cached_tokens + self._connected.left_out(request.request_id)
-            blocks = sum(map(len, self.kv_cache_manager.coordinator.get_blocks(request.request_id)))
-            found.append((request, kept, blocks - tokens // self.block_size))
-        steps.admitted(found, self.clock())
+            groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
+            found.append((request, kept, [*chain.from_iterable(groups)]))
+        steps.admitted(found, self._used, self.clock())
+
+    @property
+    def _used(self) -> int:
+        """Blocks in use, without those that are only on their way back."""
+        pool, late = self.kv_cache_manager.block_pool, getattr(self, "deferred_frees", ())
+        return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() - sum(len(blocks) for _, blocks in late))
 
     def _stepped(self, steps: Steps, output: Any) -> None:
         if self._connected is not None:
@@ -181,7 +188,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _freeing(self, steps: Steps, request: Request) -> None:
         groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
-        steps.frees(request, groups, self.clock())
+        steps.frees(request, groups, self._used, self.clock())
 
     def _settle(self, steps: Steps) -> None:
         if self._connected is not None:

@@ -21,6 +21,7 @@ from kvcache.ledger import ANONYMOUS, DEVICE, Key
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
+NOT_FREE = object()
 GROUP_BYTES = 4
 """Of a block's hash, the number of its KV group at the end."""
 
@@ -62,11 +63,6 @@ class OwnerQueue:
     def num_free_blocks(self) -> int:
         """How many blocks are free."""
         return len(self._free)
-
-    @property
-    def used(self) -> int:
-        """How many blocks are in use, vLLM's null block left out."""
-        return len(self._blocks) - 1 - len(self._free)
 
     def declare(self, blocks: Iterable[KVCacheBlock], owner: str = ANONYMOUS) -> None:
         """These blocks hold what their hashes say. What nobody knows is the owner's."""
@@ -180,8 +176,7 @@ class OwnerQueue:
             try:
                 self._take(n, taken)
                 return taken
-            except Exception as error:
-                why = RuntimeError("the ranking names a block that is not free") if type(error) is KeyError else error
+            except Exception as why:
                 for number in reversed(taken):
                     free[number] = None
                     free.move_to_end(number, last=False)
@@ -189,11 +184,12 @@ class OwnerQueue:
         return [free.popitem(last=False)[0] for _ in range(n)]
 
     def _take(self, n: int, taken: list[int]) -> None:
-        """Take blocks until there are n. KeyError where the ranking names one that is not free."""
+        """Take blocks until there are n. RuntimeError where the ranking names one that is not free."""
         free, spare, device = self._free, self._spare, self._keeper.device
         while spare and len(taken) < n:
             number = spare.popitem(last=False)[0]
-            del free[number]
+            if free.pop(number, NOT_FREE) is NOT_FREE:
+                raise RuntimeError(f"the ranking names block {number}, which is not free")
             taken.append(number)
         if len(taken) == n:
             return
@@ -214,7 +210,8 @@ class OwnerQueue:
                     copies[key] = others
                 else:
                     ledger.lost(key, DEVICE)
-                del free[number]
+                if free.pop(number, NOT_FREE) is NOT_FREE:
+                    raise RuntimeError(f"the ranking names block {number}, which is not free")
                 taken.append(number)
         if ledger.forgotten:
             self._keeper.sweep()

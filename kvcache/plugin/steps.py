@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,22 +49,27 @@ class Steps:
         self._of.setdefault(owner, {})[request.request_id] = request
         self._numbers[request.request_id] = self._keeper.began(owner, self._prompt(request), now)
 
-    def admitted(self, found: Sequence[tuple[Request, int, int]], now: float) -> None:
-        """These requests run, the first admitted first; each with the tokens found for it, and how many blocks it was
-        given beside those found on the device.
+    def admitted(self, found: Sequence[tuple[Request, int, Sequence[KVCacheBlock]]], used: int, now: float) -> None:
+        """These requests run, the first admitted first; each with the tokens found for it, and its blocks.
+
+        `used` blocks of the pool are in use now, theirs among them.
         """
-        if self._guard is None or self._group is None or self._queue is None:
+        if self._guard is None or self._group is None:
             return
-        used = self._queue.used - sum(new for _, _, new in found)
-        for request, tokens, new in found:
-            used += new
+        taken = _taken([blocks for _, _, blocks in found])
+        used -= sum(taken)
+        for (request, tokens, _), mine in zip(found, taken, strict=True):
             if (keys := self._prompt(request)) is not None:
                 most = max(0, request.num_tokens - self._dropped) // self._group.block
-                self._guard.looked(request.request_id, keys[:most], tokens // self._group.block, used, new)
+                self._guard.looked(request.request_id, keys[:most], tokens // self._group.block, used, mine)
+            used += mine
         self._judge(now)
 
-    def frees(self, request: Request, groups: Sequence[Sequence[KVCacheBlock]], now: float) -> None:
-        """The request gives up its blocks: it has ended or is preempted. What they hold is its owners' from now on."""
+    def frees(self, request: Request, groups: Sequence[Sequence[KVCacheBlock]], used: int, now: float) -> None:
+        """The request gives up its blocks: it has ended or is preempted. What they hold is its owners' from now on.
+
+        `used` blocks of the pool are in use, theirs among them.
+        """
         name, (owner, role) = request.request_id, owners_of(request)
         number = self._numbers.get(name)
         if request.is_finished():
@@ -75,7 +81,7 @@ class Steps:
             self._keeper.wrote(owner, role, keys, now, number)
             self._queue.declare(groups[self._group.place][: len(keys)], owner)
         if self._guard is not None:
-            self._guard.freed(name, keys, self._queue.used)
+            self._guard.freed(name, keys, used)
             self._judge(now)
 
     def left(self, request: Request, now: float) -> None:
@@ -104,3 +110,9 @@ class Steps:
 
     def _prompt(self, request: Request) -> list[Key] | None:
         return self._group.prompt(request) if self._group is not None and self._queue is not None else None
+
+
+def _taken(lines: Sequence[Sequence[KVCacheBlock]]) -> list[int]:
+    """The blocks of requests that were admitted together: how many each took that were not in use, the first first."""
+    times = Counter(block.block_id for line in lines for block in line if not block.is_null)
+    return [sum(times.pop(block.block_id, -1) == block.ref_cnt for block in line) for line in lines]

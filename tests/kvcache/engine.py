@@ -49,6 +49,7 @@ class Engine:
         number = keeper.began(step.owner, keys, self.now)
         found = next((n for n, key in enumerate(keys) if not keeper.ledger.copies(key, DEVICE)), len(keys))
         self.hits, self.misses = self.hits + found, self.misses + len(keys) - found
+        used = len(self.users)
         for key in keys:
             if key in keeper.host:
                 keeper.host.remove(key)
@@ -58,12 +59,12 @@ class Engine:
             keeper.ledger.lost(key, DEVICE)
         keeper.sweep()
         keeper.wrote(step.owner, None, keys, self.now, number)
-        new = [key for key in keys if not keeper.ledger.copies(key, DEVICE)]
-        for key in new:
-            keeper.ledger.gained(key, DEVICE)
+        for key in keys:
+            if not keeper.ledger.copies(key, DEVICE):
+                keeper.ledger.gained(key, DEVICE)
         self.running.append((number, step))
         if self.guard is not None:
-            self.guard.looked(number, keys, found, len(self.users), len(new))
+            self.guard.looked(number, keys, found, used, len(self.users) - used)
             if self.guard.judged():
                 keeper.rerank(self.now)
             self.weights.append(self.guard.weight)

@@ -12,7 +12,7 @@ from kvcache import hints
 from kvcache.hints import ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED, Hints
 from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
-from kvcache.policy import KNOWN, UNKNOWN, Policy
+from kvcache.policy import DEAD, KNOWN, UNKNOWN, Policy
 from kvcache.retention import Retention
 from kvcache.saga import Saga
 
@@ -105,6 +105,35 @@ def test_what_cannot_be_understood_is_rejected_alone(keeper: Keeper, payload: di
     assert statuses(Hints(keeper).handle(told, 1.0)) == [REJECTED, ACCEPTED]
 
 
+@pytest.mark.parametrize("broken", [
+    {"action_type": "\ud800"}, {"\ud800": 1}, {"action_type": ["kv.retain"]}, {"action_type": {}}, {"action_version": 2}, {"action_version": []},
+])  # fmt: skip
+def test_an_action_of_no_known_type_is_unsupported_and_the_others_are_carried_out(
+    keeper: Keeper, broken: dict[str, Any]
+) -> None:
+    told = message(("kv.retain", {"owner": "a", "next_use": 5}), ("kv.retain", {"owner": "b", "next_use": 5}))
+    told["actions"][0] |= broken
+    first, second = statuses(Hints(keeper).handle(told, 1.0))
+    assert first in (UNSUPPORTED, REJECTED)
+    assert second == ACCEPTED
+
+
+def test_what_is_said_of_an_owner_counts_in_the_order_in_which_it_is_said(keeper: Keeper) -> None:
+    told = message(
+        ("kv.retain", {"owner": "a", "next_use": 5}), ("kv.retain", {"owner": "b", "next_use": 5}),
+        ("kv.release", {"owner": "b"}), ("kv.release", {"owner": "a"}), ("kv.retain", {"owner": "a", "next_use": 50}),
+    )  # fmt: skip
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [ACCEPTED] * 4 + [REJECTED]
+    assert keeper.policy.rank(keeper.device.stack(ord("b")), 2.0)[0] == DEAD  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("figure", [float("inf"), -float("inf"), 1e301])
+def test_what_is_no_finite_figure_is_rejected(keeper: Keeper, figure: float) -> None:
+    index = {"first": 1.0, "last": 4.0, "values": [1.0, figure]}
+    told = message(("kv.retain", {"owner": "a", "next_use": figure}), ("kv.retain", {"owner": "a", "index": index}))
+    assert statuses(Hints(keeper).handle(told, 10.0)) == [REJECTED, REJECTED]
+
+
 def test_figures_out_of_range_are_clipped(keeper: Keeper) -> None:
     told = message(("kv.retain", {"owner": "a", "next_use": -5}), ("kv.retain", {"owner": "b", "next_use": 1e30}))
     assert statuses(Hints(keeper).handle(told, 10.0)) == [CLIPPED, CLIPPED]
@@ -122,8 +151,8 @@ def test_a_message_that_is_sent_again_is_not_carried_out_again(keeper: Keeper) -
 
 def test_a_million_unknown_owners_are_forgotten_again(keeper: Keeper) -> None:
     engine = Hints(keeper, reordered=lambda owner: None)
-    for start in range(0, 30_000, 10_000):
-        actions = [("kv.retain", {"owner": f"o{n}", "next_use": 1}) for n in range(start, start + 10_000)]
+    for start in range(0, 30_000, 1000):
+        actions = [("kv.retain", {"owner": f"o{n}", "next_use": 1}) for n in range(start, start + 1000)]
         assert set(statuses(engine.handle(message(*actions, name=str(start)), 1.0))) == {REJECTED}
     assert isinstance(keeper.policy, Retention)
     assert len(keeper.policy._hints) <= MOST_STRANGERS + 2

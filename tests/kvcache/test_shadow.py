@@ -206,9 +206,9 @@ def found(shadow: Shadow, name: str, *keys: str) -> int:
 
 def test_blocks_in_use_whose_keys_are_not_known_yet_take_room_in_the_shadow() -> None:
     shadow = Shadow(4)
-    shadow.looked("decodes", ("a",), 0, used=1)
+    shadow.looked("decodes", ("a",), 0, taken=1)
     assert [found(shadow, "s", "b", "c"), found(shadow, "s", "b", "c")] == [0, 2]
-    shadow.looked("other", ("d",), 0, used=4)
+    shadow.looked("other", ("d",), 0, used=3, taken=1)
     shadow.freed("other", ("d",))
     assert found(shadow, "s", "b", "c") == 0, "what is being generated has taken their place"
     shadow.freed("decodes", ("a", "e", "f"))
@@ -218,19 +218,27 @@ def test_blocks_in_use_whose_keys_are_not_known_yet_take_room_in_the_shadow() ->
 def test_what_running_steps_have_taken_and_given_back_between_two_looks_is_gone_from_the_shadow() -> None:
     guard = Guarded(Retention(), Shadow(4))
     assert found(guard.shadow, "s", "a", "b") == 0
-    guard.looked("decodes", ("c",), 0, used=1, new=1)
+    guard.looked("decodes", ("c",), 0, taken=1)
     guard.freed("decodes", ("c",), 4)
     before = guard.shadow.lru
-    guard.looked("s", ("a", "b"), 0, used=2, new=2)
+    guard.looked("s", ("a", "b"), 0, taken=2)
     assert guard.shadow.lru == before
 
 
 def test_what_a_step_finds_is_not_taken_for_what_others_have_in_use() -> None:
     shadow = Shadow(4)
     assert found(shadow, "s", "a", "b") == 0
-    shadow.looked("decodes", ("c",), 0, used=2, new=2)
-    shadow.looked("s", ("a", "b"), 2, used=4)
+    shadow.looked("decodes", ("c",), 0, taken=2)
+    shadow.looked("s", ("a", "b"), 2, used=2, taken=2)
     assert shadow.lru == 2
+
+
+def test_what_others_had_taken_by_the_time_a_step_looks_is_gone_from_the_shadow() -> None:
+    shadow = Shadow(4)
+    assert found(shadow, "s", "a", "b") == 0
+    shadow.looked("decodes", ("c",), 0, taken=1)
+    shadow.looked("s", ("a", "b"), 0, used=3, taken=1)
+    assert shadow.lru == 1, "one of two"
 
 
 def test_what_a_step_that_failed_never_computed_is_not_in_the_shadow() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -81,6 +82,20 @@ def test_two_copies_of_a_block_are_parted_together() -> None:
     keeper.released("b", 2.0)
     keeper.released("a", 2.0)
     assert sorted(number for number, _ in keeper.device.take(2, 2.0)) == [1, 3]
+
+
+def test_of_three_copies_of_a_block_each_can_go_first() -> None:
+    for order in itertools.permutations((1, 2, 3)):
+        keeper = Keeper(Policy(), 1)
+        keeper.wrote("a", None, ("x",), 0.0)
+        for name in (1, 2, 3):
+            keeper.ledger.gained("x", DEVICE)
+            keeper.device.put([(name, "x")], float(name))
+        for name in order:
+            keeper.device.remove(name)
+            keeper.began("b", ("x",), 4.0)  # parts what is left
+        assert not keeper.device._names
+        assert not keeper.device._doubles
 
 
 def test_a_thousand_hints_are_ranked_once_when_a_block_is_wanted() -> None:

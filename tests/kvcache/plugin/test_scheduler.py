@@ -287,6 +287,30 @@ def test_hints_that_lose_to_lru_lose_their_weight_and_blocks_are_ranked_anew() -
     assert sum(played.found[str(number)] for number in range(20, 40)) > 0
 
 
+def test_steps_that_are_admitted_together_find_in_the_shadow_what_they_find_in_the_cache() -> None:
+    """Also what they share, and where the pool is full to the last block."""
+    played = Played(11)
+    for again in ("", " again"):
+        for name, letter in (("a", 5), ("b", 6), ("c", 6)):
+            played.ask(name + again, text(letter, 4))
+        played.run()
+    gauges = played.scheduler({})["gauges"]
+    assert [played.found[name] for name in ("a again", "b again", "c again")] == [4 * BLOCK] * 3
+    assert gauges["guard_lru_hits_total"] == gauges["guard_hits_total"] >= 12
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_blocks_that_come_back_late_take_no_room_twice_in_the_shadow(late: bool) -> None:
+    played = Played(11)
+    played.scheduler.defer_block_free = late
+    for again in ("", " again"):
+        for name, letter in (("a", 5), ("b", 6)):
+            played.ask(name + again, text(letter, 4))
+        played.run(2)
+    gauges = played.scheduler({})["gauges"]
+    assert gauges["guard_lru_hits_total"] == gauges["guard_hits_total"] == 8
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_with_steps_in_flight_it_schedules_what_vllm_would(asynchronous: bool) -> None:
     """Synchronously nothing of a request whose token is still on its way, as pipeline parallelism relies on."""
