@@ -13,6 +13,7 @@ API server would pass on. To read them counts, to make them does not.
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import random
 import statistics
@@ -116,10 +117,18 @@ class Pool:
         self.keeper.device.order.first(time.monotonic())
         return time.perf_counter() - began
 
+    def refresh(self, later: int) -> float:
+        """Seconds until the next block is known so many seconds later, where nothing new is foretold."""
+        began = time.perf_counter()
+        self.keeper.device.order.rerank(time.monotonic() + later)
+        return time.perf_counter() - began
+
 
 def blocks(size: int, reps: int) -> dict[str, Any]:
     """Microseconds for each block allocated, and milliseconds for a re-rank."""
     pools = {"stock": Pool(size, None)} | {f"{owners} owners": Pool(size, owners) for owners in OWNERS}
+    gc.collect()
+    gc.freeze()  # as vLLM does with what an engine has when it starts
     told: dict[str, Any] = {}
     for name, pool in pools.items():
         for kind, curves in (("next use", False), ("curve", True)) if pool.keeper is not None else ():
@@ -129,7 +138,8 @@ def blocks(size: int, reps: int) -> dict[str, Any]:
             told[f"{name}, {at_once} at a time, us a block"] = _spread(partial(_allocating, pool, at_once), reps)
     for name, pool in pools.items():
         if pool.keeper is not None:
-            told[f"{name}, re-rank of all, ms"] = _spread(partial(_reranking, pool), reps)
+            told[f"{name}, re-rank when all were foretold anew, ms"] = _spread(partial(_reranking, pool), reps)
+            told[f"{name}, re-rank a second later, ms"] = _spread(partial(_refreshing, pool, count(1)), reps)
     return told
 
 
@@ -141,6 +151,10 @@ def _allocating(pool: Pool, at_once: int) -> float:
 
 def _reranking(pool: Pool) -> float:
     return 1000 * pool.rerank(random.randrange(997))
+
+
+def _refreshing(pool: Pool, seconds: Iterator[int]) -> float:
+    return 1000 * pool.refresh(next(seconds))
 
 
 def _telling(pool: Pool, curves: bool, numbers: Iterator[int]) -> float:
