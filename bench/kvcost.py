@@ -235,9 +235,8 @@ def _play(turn: int) -> float:
     core: Any = engine.engine_core.engine_core.scheduler
     rng, told, accepted = random.Random(turn), 0, 0
     owners = [f"o{number}" for number in range(MESSAGE)]
-    messages = [
-        msgpack.encode(_message(str(number), owners, bool(number % 2))) for number in islice(_numbers, MESSAGES)
-    ]
+    kinds = [_message("", owners, curves) for curves in (False, True)]
+    messages = [msgpack.encode(kinds[n % 2] | {"message_id": str(n)}) for n in islice(_numbers, MESSAGES)]
     prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
     began = time.perf_counter()
     for number, prompt in enumerate(prompts):
