@@ -218,6 +218,8 @@ def _start(plugin: bool, hints: float) -> None:
     _playing[:] = engine, plugin, hints
     for number in range(MESSAGE):
         _ask(f"told {number}", [3 + number] * (BLOCK + 1), f"o{number}", 1)
+    while engine.has_unfinished_requests():
+        engine.step()
     _play(0)
 
 

@@ -4,7 +4,8 @@ A message is `{protocol_version: 1, message_id, actions: [{action_id, action_typ
 are owners, never requests. Times are spans in seconds as of the message, since clocks differ. Advice only: whatever is
 in it, nothing fails, blocks or grows without bound.
 
-`kv.retain`      {owner, idle, next_use | index{first, last, values[]}, seconds_per_token, leased, hold, reuse}
+`kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
+                 are little-endian float32 in base64 (`kvcache.curve`)
 `kv.release`     {owner}
 `kv.prefetch`    {owner, within}
 `weft.priority`  {owner, priority}: of its steps that wait, the lowest first
@@ -29,7 +30,6 @@ ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "u
 
 VERSION = 1
 MOST_ACTIONS = 1024  # some times what the core sends at once
-MOST_VALUES_IN_ALL = 65_536  # of the curves in one message
 MOST_PRIORITIES = 65_536
 LONGEST_NAME = 128
 LONGEST = 1e7  # seconds
@@ -46,10 +46,16 @@ Owner = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
 Figure = float | UnsetType
 
 
+class _Index(Struct):
+    first: float
+    last: float
+    values: bytes
+
+
 class _Retained(Struct):
     owner: Owner
     next_use: Figure = UNSET
-    index: LogCurve | UnsetType = UNSET
+    index: _Index | UnsetType = UNSET
     idle: float = 0.0
     seconds_per_token: float = 1.0
     hold: Figure = UNSET
@@ -115,7 +121,6 @@ class Hints:
         self.priorities: OrderedDict[str, float] = OrderedDict()
         self._keeper, self._prefetch, self._reordered = keeper, prefetch, reordered
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self._values = 0  # of curves in this message
         self._untold: dict[str, Hint] = {}  # of this message: of each owner the last counts
         self._does: dict[type, Callable[[Any, float], str]] = {
             _Retain: self._retain,
@@ -139,7 +144,6 @@ class Hints:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         actions = message["actions"]
-        self._values = 0
         answers = [self._act(action, now) for action in _read(actions[:MOST_ACTIONS])]
         self._tell(now)
         if len(actions) > MOST_ACTIONS:
@@ -161,7 +165,7 @@ class Hints:
         cost = _within(said.seconds_per_token, 0.0, DEAREST, clipped)
         next_use = curve = hold = reuse = None
         if said.index is not UNSET:
-            curve = self._counted(said.index)
+            curve = _curve(said.index)
         elif said.next_use is not UNSET:
             next_use = now + _within(said.next_use, 0.0, LONGEST, clipped)
         if said.hold is not UNSET:
@@ -172,12 +176,6 @@ class Hints:
         if owner not in self._keeper.ledger:
             raise _Unfit(STRANGER)
         return CLIPPED if clipped[0] else ACCEPTED
-
-    def _counted(self, curve: LogCurve) -> LogCurve:
-        self._values += len(curve.values)
-        if self._values > MOST_VALUES_IN_ALL:
-            raise _Unfit(f"index: more than {MOST_VALUES_IN_ALL} values in a message")
-        return curve
 
     def _release(self, said: _Released, now: float) -> str:
         self._tell(now)
@@ -235,6 +233,13 @@ def _read_one(action: Any) -> Action | Answer:
         if action.get("action_type") in TYPES and action.get("action_version") == 1:
             return answer | {"status": REJECTED, "reason": str(why)}
         return answer | {"status": UNSUPPORTED}
+
+
+def _curve(index: _Index) -> LogCurve:
+    try:
+        return LogCurve.unpacked(index.first, index.last, index.values)
+    except ValueError as why:
+        raise _Unfit(f"index: {why}") from None
 
 
 def _answer(name: Any) -> Answer:

@@ -98,7 +98,7 @@ class Order(Generic[S]):
 
     def _settle(self, now: float) -> None:
         """Rank the stacks of those owners anew of which an event has come."""
-        rank, entries, of = self._policy.ranking(), self._entries, self._of
+        ranked, entries, of = self._policy.ranking(), self._entries, self._of
         stacks = {stack: None for owner in self._stale for stack in of.get(owner, ())}
         self._stale.clear()
         many = len(stacks) > len(entries) // MANY
@@ -106,7 +106,7 @@ class Order(Generic[S]):
             was, freed, number, _, owners = entries[stack]
             if tuple(stack.owners) != owners:
                 self.add(stack, now)
-            elif (new := rank(stack, now)) != was:
+            elif (new := ranked(owners, freed, now)) != was:
                 entry = entries[stack] = (new, freed, number, stack, owners)
                 if not many:
                     heappush(self._heap, entry)
@@ -121,10 +121,10 @@ class Order(Generic[S]):
     def rerank(self, now: float) -> None:
         """Rank all stacks anew. O(stacks)."""
         self._due = now + self._policy.refresh
-        rank, entries = self._policy.ranking(), self._entries
+        ranked, entries = self._policy.ranking(), self._entries
         moved = False
         for stack, (was, freed, number, _, owners) in entries.items():
-            new = rank(stack, now)
+            new = ranked(owners, freed, now)
             if new is not was and new != was:
                 entries[stack] = (new, freed, number, stack, owners)
                 moved = True

@@ -101,11 +101,15 @@ class Policy:
 
     def rank(self, stack: Stack, now: float) -> Rank:
         """Where the stack stands at `now`."""
-        return (UNKNOWN, stack.freed)
+        return self.ranked(stack.owners, stack.freed, now)
 
-    def ranking(self) -> Callable[[Stack, float], Rank]:
-        """`rank`, for many stacks while no event comes."""
-        return self.rank
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
+        """Where a stack of these owners stands at `now`, that was freed then."""
+        return (UNKNOWN, freed)
+
+    def ranking(self) -> Callable[[Collection[str], float, float], Rank]:
+        """`ranked`, for many stacks while no event comes."""
+        return self.ranked
 
 
 class Foretold(Policy):
@@ -160,16 +164,16 @@ class Foretold(Policy):
         self._hints.pop(owner, None)
         self._dead.discard(owner)
 
-    def rank(self, stack: Stack, now: float) -> Rank:
-        best = NOBODY
-        for owner in stack.owners:
-            held = self._standings.get(owner)
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
+        best, standings = NOBODY, self._standings
+        for owner in owners:
+            held = standings.get(owner)
             if held is None or now >= held[1]:
                 held = (NOBODY, INFINITY) if owner in self._dead else self.standing(owner, now)
-                self._standings[owner] = held
+                standings[owner] = held
             if held[0] > best:
                 best = held[0]
-        return best if best[0] > UNKNOWN else (best[0], stack.freed)
+        return best if best[0] > UNKNOWN else (best[0], freed)
 
     def need(self, owner: str) -> float:
         """The value of an owner whose step waits or runs, above that of any other: the first come is served first."""

@@ -8,9 +8,9 @@ much smaller (SHARDS: Waldspurger et al., FAST 2015).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
-from kvcache.policy import DEAD, UNKNOWN, Hint, Policy, Rank, Stack
+from kvcache.policy import DEAD, UNKNOWN, Hint, Policy, Rank
 from kvcache.span import Key
 
 LARGEST = 65_536
@@ -175,11 +175,11 @@ class Guarded(Policy):
     def pressed(self, used: float) -> None:
         self.policy.pressed(used)
 
-    def rank(self, stack: Stack, now: float) -> Rank:
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
         if self.weight == 0.0:
-            return (UNKNOWN, stack.freed)
-        rank = self.policy.rank(stack, now)
-        return rank if self.weight == 1.0 or rank[0] == DEAD else (UNKNOWN, stack.freed)
+            return (UNKNOWN, freed)
+        rank = self.policy.ranked(owners, freed, now)
+        return rank if self.weight == 1.0 or rank[0] == DEAD else (UNKNOWN, freed)
 
-    def ranking(self) -> Callable[[Stack, float], Rank]:
-        return self.policy.ranking() if self.weight == 1.0 else self.rank
+    def ranking(self) -> Callable[[Collection[str], float, float], Rank]:
+        return self.policy.ranking() if self.weight == 1.0 else self.ranked

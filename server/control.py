@@ -199,5 +199,5 @@ def _foretold(hint: Hint, now: float) -> dict[str, Any]:
     elif isinstance(hint.gap, Gap):
         curve = hint.gap.curve()
         said |= {"hold": round(hint.hold or 0.0, 3), "reuse": round(hint.reuse or 0.0, 4)}
-        said["index"] = {"first": curve.first, "last": curve.last, "values": [*curve.values]}
+        said["index"] = {"first": curve.first, "last": curve.last, "values": curve.packed}
     return said

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from base64 import b64decode
+
 import pytest
 
 from kvcache.curve import LogCurve
@@ -17,3 +19,9 @@ def test_each_value_holds_for_its_step_and_the_outer_ones_beyond() -> None:
 def test_what_is_no_curve_is_an_error(first: float, last: float, values: list[float]) -> None:
     with pytest.raises(ValueError, match="first"):
         LogCurve(first, last, values)
+
+
+def test_a_curve_comes_out_of_a_message_as_it_went_in() -> None:
+    curve = LogCurve(1.0, 8.0, [3.0, 0.1, 1e-9])
+    sent = LogCurve.unpacked(curve.first, curve.last, b64decode(curve.packed))
+    assert [sent.index(idle) for idle in (1.0, 3.0, 9.0)] == pytest.approx([3.0, 0.1, 1e-9])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 import pytest
 
@@ -154,7 +155,7 @@ def test_between_two_refreshes_nothing_is_ranked_again() -> None:
         refresh = 10.0
         asked = 0
 
-        def rank(self, stack: object, now: float) -> tuple[int, float]:
+        def ranked(self, owners: Collection[str], freed: float, now: float) -> tuple[int, float]:
             self.asked += 1
             return (1, 0.0)
 

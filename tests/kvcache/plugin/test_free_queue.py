@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group
 from kvcache.keeper import Keeper
 from kvcache.ledger import ANONYMOUS, DEVICE
 from kvcache.plugin.free_queue import OwnerQueue, key_of
-from kvcache.policy import Hint, Policy, Rank, Stack
+from kvcache.policy import Hint, Policy, Rank
 from kvcache.retention import Retention
 
 BLOCKS = 16
@@ -176,11 +176,11 @@ class Failing(Policy):
 
     left = 0
 
-    def rank(self, stack: Stack, now: float) -> Rank:
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
         self.left -= 1
         if not self.left:
             raise ArithmeticError("not today")
-        return super().rank(stack, now)
+        return super().ranked(owners, freed, now)
 
 
 class Faulty(Pools):
