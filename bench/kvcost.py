@@ -37,7 +37,7 @@ BLOCK = 32
 OWNERS = (1_000, 10_000)
 REQUEST = 64  # blocks of a request
 MESSAGE = 256
-MESSAGES = 400  # made ahead for a turn
+LONGEST = 15  # seconds of a turn, for which messages are made ahead
 ACCEPTED = 0.9  # of the hints at least, or what is measured is how others are turned away
 POOL = 768  # blocks: a third for the owners of which is told
 CALLS, PROMPT, OUTPUT = 16, 256, 32
@@ -237,8 +237,9 @@ def _play(turn: int) -> float:
     core: Any = engine.engine_core.engine_core.scheduler
     rng, told, accepted = random.Random(turn), 0, 0
     owners = [f"o{number}" for number in range(MESSAGE)]
+    ahead = int(LONGEST * hints / MESSAGE) + 1
     kinds = [_message("", owners, curves) for curves in (False, True)]
-    messages = [msgpack.encode(kinds[n % 2] | {"message_id": str(n)}) for n in islice(_numbers, MESSAGES)]
+    messages = [msgpack.encode(kinds[n % 2] | {"message_id": str(n)}) for n in islice(_numbers, ahead)]
     prompts = [[rng.randrange(3, 1000) for _ in range(PROMPT)] for _ in range(CALLS)]
     began = time.perf_counter()
     for number, prompt in enumerate(prompts):
@@ -272,13 +273,15 @@ def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
 def main() -> None:
     """Measure and tell."""
     parser = argparse.ArgumentParser(prog="python -m bench.kvcost", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=50_000)
+    parser.add_argument("--blocks", type=int, default=50_000, help=f"at least {2 * OWNERS[-1]}")
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--throughput", action="store_true")
     parser.add_argument("--starts", type=int, default=6)
     parser.add_argument("--hints", type=float, default=10_000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.blocks < 2 * OWNERS[-1]:
+        parser.error(f"--blocks: fewer than two for each of {OWNERS[-1]} owners")
     told = throughput(args.hints, args.starts, args.reps) if args.throughput else blocks(args.blocks, args.reps)
     for name, figures in told.items():
         print(f"{name}: {figures}")

@@ -23,6 +23,7 @@ as vLLM does and says so: `{"ask": "abilities"}` is answered with
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -164,13 +165,20 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
                     kept += stats.num_external_cached_tokens + self._connected.left_out(request.request_id)
             groups = self.kv_cache_manager.coordinator.get_blocks(request.request_id)
             found.append((request, kept, [*chain.from_iterable(groups)]))
-        steps.admitted(found, self._used, self.clock())
+        steps.admitted(found, self._used, self._late, self.clock())
+
+    @property
+    def _late(self) -> Counter[int]:
+        """How many steps that are over still hold each block: vLLM takes back late what one in flight may write."""
+        waiting = getattr(self, "deferred_frees", ())
+        return Counter(block.block_id for _, blocks in waiting for block in blocks if not block.is_null)
 
     @property
     def _used(self) -> int:
         """Blocks in use, without those that are only on their way back."""
-        pool, late = self.kv_cache_manager.block_pool, getattr(self, "deferred_frees", ())
-        return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() - sum(len(blocks) for _, blocks in late))
+        pool = self.kv_cache_manager.block_pool
+        back = sum(pool.blocks[number].ref_cnt == times for number, times in self._late.items())
+        return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() - back)
 
     def _stepped(self, steps: Steps, output: Any) -> None:
         if self._connected is not None:

@@ -49,14 +49,16 @@ class Steps:
         self._of.setdefault(owner, {})[request.request_id] = request
         self._numbers[request.request_id] = self._keeper.began(owner, self._prompt(request), now)
 
-    def admitted(self, found: Sequence[tuple[Request, int, Sequence[KVCacheBlock]]], used: int, now: float) -> None:
+    def admitted(
+        self, found: Sequence[tuple[Request, int, Sequence[KVCacheBlock]]], used: int, late: Counter[int], now: float
+    ) -> None:
         """These requests run, the first admitted first; each with the tokens found for it, and its blocks.
 
-        `used` blocks of the pool are in use now, theirs among them.
+        `used` blocks of the pool are in use now, theirs among them; `late`: how many steps that are over hold each.
         """
         if self._guard is None or self._group is None:
             return
-        taken = _taken([blocks for _, _, blocks in found])
+        taken = _taken([blocks for _, _, blocks in found], late)
         used -= sum(taken)
         for (request, tokens, _), mine in zip(found, taken, strict=True):
             if (keys := self._prompt(request)) is not None:
@@ -112,7 +114,12 @@ class Steps:
         return self._group.prompt(request) if self._group is not None and self._queue is not None else None
 
 
-def _taken(lines: Sequence[Sequence[KVCacheBlock]]) -> list[int]:
+def _taken(lines: Sequence[Sequence[KVCacheBlock]], late: Counter[int]) -> list[int]:
     """The blocks of requests that were admitted together: how many each took that were not in use, the first first."""
-    times = Counter(block.block_id for line in lines for block in line if not block.is_null)
-    return [sum(times.pop(block.block_id, -1) == block.ref_cnt for block in line) for line in lines]
+    shared = [[block for block in line if block.ref_cnt > 1 and not block.is_null] for line in lines]
+    times = Counter(block.block_id for line in shared for block in line)
+    return [
+        sum(block.ref_cnt == 1 and not block.is_null for block in line)
+        + sum(times.pop(block.block_id, -1) + late[block.block_id] == block.ref_cnt for block in mine)
+        for line, mine in zip(lines, shared, strict=True)
+    ]

@@ -311,6 +311,26 @@ def test_blocks_that_come_back_late_take_no_room_twice_in_the_shadow(late: bool)
     assert gauges["guard_lru_hits_total"] == gauges["guard_hits_total"] == 8
 
 
+def test_blocks_that_come_back_late_count_as_in_use_as_long_as_others_share_them() -> None:
+    played = Played(24)
+    played.scheduler.defer_block_free = True
+    for name in ("a", "b", "c"):
+        played.ask(name, text(5, 4), tokens=40)
+    for _ in range(3):
+        played.begin()
+        played.finish()
+    played.begin()
+    assert played.scheduler._used == 4 + 3
+    played.abort("a")
+    played.abort("b")
+    assert played.scheduler._used == 4 + 1
+    played.ask("d", text(5, 4), tokens=40)
+    played.begin()
+    assert played.scheduler._used == 4 + 2
+    played.run()
+    assert played.scheduler._used == 0
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_with_steps_in_flight_it_schedules_what_vllm_would(asynchronous: bool) -> None:
     """Synchronously nothing of a request whose token is still on its way, as pipeline parallelism relies on."""
