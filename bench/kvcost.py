@@ -96,9 +96,8 @@ class Pool:
         from kvcache.policy import Hint
 
         now = time.monotonic()
-        for number in range(self.owners):
-            ahead = 1.0 + (number * 7919 + shift) % 997
-            self.keeper.told({f"b{number}": Hint(now, next_use=now + ahead)}, now)
+        ahead = (1.0 + (number * 7919 + shift) % 997 for number in range(self.owners))
+        self.keeper.told({f"b{number}": Hint(now, next_use=now + wait) for number, wait in enumerate(ahead)}, now)
 
     def said(self, number: int, curves: bool) -> float:
         """Seconds that a message takes, of as many owners in turn."""

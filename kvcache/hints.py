@@ -99,7 +99,6 @@ class _Priority(_Action, tag="weft.priority", kw_only=True):
 
 
 Action = _Retain | _Release | _Prefetch | _Priority
-Actions = list[Action]
 TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
 
 
@@ -216,7 +215,7 @@ class Hints:
 def _read(actions: list[Any]) -> Sequence[Action | Answer]:
     """The actions, or the answer to one that cannot be understood."""
     try:
-        read: list[Action] = convert(actions, Actions)
+        read: list[Action] = convert(actions, list[Action])
         return read
     except (ValidationError, UnicodeError):
         return [_read_one(action) for action in actions]
@@ -246,12 +245,11 @@ def _answer(name: Any) -> Answer:
     return {"action_id": name[:LONGEST_NAME]} if isinstance(name, str) else {}
 
 
-def _within(value: float, least: float, most: float, clipped: list[bool] | None = None) -> float:
-    """The value, or the nearest in range, and then `clipped`."""
+def _within(value: float, least: float, most: float, clipped: list[bool]) -> float:
+    """The value, or the nearest in range, and then `clipped`. `_Unfit` where it is no finite number."""
     if least <= value <= most:
         return value
     if not -ABSURD < value < ABSURD:
         raise _Unfit("no finite number")
-    if clipped is not None:
-        clipped[0] = True
+    clipped[0] = True
     return least if value < least else most
