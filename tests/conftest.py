@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import io
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -22,8 +21,21 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     except pytest.fail.Exception as failure:
         if "Timeout" in str(failure):
-            stacks = io.StringIO()
-            for task in [one for one in gc.get_objects() if isinstance(one, asyncio.Task) and not one.done()]:
-                task.print_stack(file=stacks)
-            item.add_report_section("call", "tasks", stacks.getvalue())
+            waits = Counter(" <- ".join(waiting(one)) for one in asyncio.all_tasks(item.session._weft_loop))
+            item.add_report_section("call", "tasks", "\n".join(f"{n} x {where}" for where, n in waits.items()))
         raise
+
+
+@pytest.fixture(autouse=True, scope="session")
+async def _known_loop(request: pytest.FixtureRequest) -> None:
+    request.session._weft_loop = asyncio.get_running_loop()  # type: ignore[attr-defined]
+
+
+def waiting(task: asyncio.Task) -> list[str]:
+    """Where a task waits, innermost first, as `function (file:line)`."""
+    frames, awaited = [], task.get_coro()
+    while (frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)) is not None:
+        name = frame.f_code.co_filename.rpartition("site-packages/")[2].rpartition("/main/")[2]
+        frames.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return frames[::-1]
