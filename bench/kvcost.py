@@ -26,7 +26,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from msgspec import msgpack
+from msgspec import json, msgpack
 
 from bench.cells import write_json
 from bench.comparison import paired
@@ -266,7 +266,7 @@ def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
         next_use = None if curves else 1.0 + place % 60
         hint = Hint(-0.5 - place % 7, gap=gap, next_use=next_use, hold=30.0, reuse=0.9, leased=place % 3 > 0)
         actions.append(action(str(place), Retain("w", owner, hint), 0.0))
-    return {"protocol_version": 1, "message_id": name, "actions": actions}
+    return {"protocol_version": 1, "message_id": name, "actions": json.encode(actions)}
 
 
 def main() -> None:

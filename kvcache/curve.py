@@ -2,55 +2,45 @@
 
 from __future__ import annotations
 
-import sys
-from array import array
-from base64 import b64encode
 from collections.abc import Sequence
 from math import log
+from struct import Struct as Layout
+from struct import pack
 
 from msgspec import Struct
 
 MOST_VALUES = 256
 HIGHEST = 1e9  # 1/s
 
+_VALUE = Layout("<f")  # of 4 bytes
 
-class LogCurve(Struct, frozen=True):
-    """`values[i]` in 1/s holds from first x r^i idle seconds on, where r^len(values) is last / first.
 
-    The first value holds before `first`, too, the last one after `last`; what is no value from 0 to `HIGHEST` counts
-    as 0. ValueError where that is no curve: `first` at least a microsecond, `last` at most 1e9 seconds, 1 to
-    `MOST_VALUES` values.
+class LogCurve(Struct, frozen=True, gc=False):
+    """`values[i]` in 1/s holds from first x r^i idle seconds on, where r^(number of values) is last / first.
+
+    `values` are little-endian float32. The first holds before `first`, too, the last one after `last`; what is no
+    value from 0 to `HIGHEST` counts as 0. ValueError where that is no curve: `first` at least a microsecond, `last` at
+    most 1e9 seconds, 1 to `MOST_VALUES` values.
     """
 
     first: float
     last: float
-    values: Sequence[float]
+    values: bytes
 
     def __post_init__(self) -> None:
-        if not (1e-6 <= self.first < self.last <= 1e9 and 1 <= len(self.values) <= MOST_VALUES):
-            raise ValueError(f"1e-6 <= first < last <= 1e9, and 1 to {MOST_VALUES} values")
-
-    @property
-    def packed(self) -> str:
-        """The values as little-endian float32, in base64: a message of many curves is read in no time."""
-        return b64encode(_turned(array("f", self.values)).tobytes()).decode()
+        size = len(self.values)
+        if not (1e-6 <= self.first < self.last <= 1e9 and 4 <= size <= 4 * MOST_VALUES and size % 4 == 0):
+            raise ValueError(f"1e-6 <= first < last <= 1e9, and 1 to {MOST_VALUES} float32")
 
     @classmethod
-    def unpacked(cls, first: float, last: float, values: bytes) -> LogCurve:
-        """With these float32. ValueError, as above."""
-        return cls(first, last, _turned(array("f", values)))
+    def of(cls, first: float, last: float, values: Sequence[float]) -> LogCurve:
+        """With these values in 1/s. ValueError, as above."""
+        return cls(first, last, pack(f"<{len(values)}f", *values))
 
     def index(self, idle: float) -> float:
         """1/s, after `idle` seconds."""
-        place = 0
+        count, place = len(self.values) // 4, 0
         if idle > self.first:
-            place = int(log(idle / self.first) / log(self.last / self.first) * len(self.values))
-        value = self.values[min(place, len(self.values) - 1)]
+            place = min(int(log(idle / self.first) / log(self.last / self.first) * count), count - 1)
+        (value,) = _VALUE.unpack_from(self.values, 4 * place)
         return value if 0.0 <= value <= HIGHEST else 0.0
-
-
-def _turned(values: array[float]) -> array[float]:
-    """From this machine's byte order to little-endian, or back."""
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values

@@ -1,8 +1,9 @@
 """What the core tells an engine of its owners, in the shape of vLLM's `kv_hints` envelope, and what the engine answers.
 
-A message is `{protocol_version: 1, message_id, actions: [{action_id, action_type, action_version: 1, payload}]}`. Names
-are owners, never requests. Times are spans in seconds as of the message, since clocks differ. Advice only: whatever is
-in it, nothing fails, blocks or grows without bound.
+A message is `{protocol_version: 1, message_id, actions: [{action_id, action_type, action_version: 1, payload}]}`; its
+actions may also be the JSON of that list as bytes, which is read fastest. Names are owners, never requests. Times are
+spans in seconds as of the message, since clocks differ. Advice only: whatever is in it, nothing fails, blocks or grows
+without bound.
 
 `kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
                  are little-endian float32 in base64 (`kvcache.curve`)
@@ -18,9 +19,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
+from msgspec import UNSET, DecodeError, Meta, Struct, UnsetType, ValidationError, convert
+from msgspec.json import Decoder
 
 from kvcache.curve import LogCurve
 from kvcache.keeper import Keeper
@@ -43,67 +45,80 @@ STRANGER = "no such owner"
 Answer = dict[str, str]
 DONE: Answer = {"status": ACCEPTED}
 Owner = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
-Figure = float | UnsetType
+Span = Annotated[float, Meta(ge=0.0, le=LONGEST)]
+Cost = Annotated[float, Meta(ge=0.0, le=DEAREST)]
+Chance = Annotated[float, Meta(ge=0.0, le=1.0)]
+Place = Annotated[float, Meta(ge=-FARTHEST, le=FARTHEST)]
 
 
-class _Index(Struct):
-    first: float
-    last: float
-    values: bytes
-
-
-class _Retained(Struct):
+class _Retained(Struct, gc=False):
     owner: Owner
-    next_use: Figure = UNSET
-    index: _Index | UnsetType = UNSET
-    idle: float = 0.0
-    seconds_per_token: float = 1.0
-    hold: Figure = UNSET
-    reuse: Figure = UNSET
+    next_use: Span | UnsetType = UNSET
+    index: LogCurve | UnsetType = UNSET
+    idle: Span = 0.0
+    seconds_per_token: Cost = 1.0
+    hold: Span | UnsetType = UNSET
+    reuse: Chance | UnsetType = UNSET
     leased: Any = False
 
 
-class _Released(Struct):
+class _Released(Struct, gc=False):
     owner: Owner
 
 
-class _Fetched(Struct):
+class _Fetched(Struct, gc=False):
     owner: Owner
-    within: float = LONGEST
+    within: Span = LONGEST
 
 
-class _Placed(Struct):
+class _Placed(Struct, gc=False):
     owner: Owner
-    priority: float
+    priority: Place
 
 
-class _Action(Struct, tag_field="action_type", kw_only=True):
+_RANGES: dict[str, tuple[float, float]] = {
+    "next_use": (0.0, LONGEST), "idle": (0.0, LONGEST), "hold": (0.0, LONGEST), "within": (0.0, LONGEST),
+    "seconds_per_token": (0.0, DEAREST), "reuse": (0.0, 1.0), "priority": (-FARTHEST, FARTHEST),
+}  # fmt: skip
+
+
+class _Action(Struct, tag_field="action_type", kw_only=True, gc=False):
     action_version: Literal[1]
     action_id: Any = None
 
 
-class _Retain(_Action, tag="kv.retain", kw_only=True):
+class _Retain(_Action, tag="kv.retain", kw_only=True, gc=False):
     payload: _Retained
 
 
-class _Release(_Action, tag="kv.release", kw_only=True):
+class _Release(_Action, tag="kv.release", kw_only=True, gc=False):
     payload: _Released
 
 
-class _Prefetch(_Action, tag="kv.prefetch", kw_only=True):
+class _Prefetch(_Action, tag="kv.prefetch", kw_only=True, gc=False):
     payload: _Fetched
 
 
-class _Priority(_Action, tag="weft.priority", kw_only=True):
+class _Priority(_Action, tag="weft.priority", kw_only=True, gc=False):
     payload: _Placed
 
 
 Action = _Retain | _Release | _Prefetch | _Priority
 TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
+_ACTIONS, _ANYTHING = Decoder(list[Action]), Decoder(list[Any])
+
+
+class _Clipped(NamedTuple):
+    """An action of which a figure was out of range and is the nearest in it."""
+
+    action: Action
 
 
 class _Unfit(Exception):
-    """An action that cannot be carried out; why."""
+    """An action that cannot be carried out, and the answer to it."""
+
+    def __init__(self, status: str, reason: str = "") -> None:
+        self.answer: Answer = {"status": status} | ({"reason": reason} if reason else {})
 
 
 class Hints:
@@ -121,7 +136,7 @@ class Hints:
         self._keeper, self._prefetch, self._reordered = keeper, prefetch, reordered
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._untold: dict[str, Hint] = {}  # of this message: of each owner the last counts
-        self._does: dict[type, Callable[[Any, float], str]] = {
+        self._does: dict[type, Callable[[Any, float], None]] = {
             _Retain: self._retain,
             _Release: self._release,
             _Prefetch: self._fetch,
@@ -130,7 +145,7 @@ class Hints:
 
     def handle(self, message: object, now: float) -> list[Answer]:
         """Carry out a message; an answer for each action, `DONE` where it was accepted, or one for the whole."""
-        if not isinstance(message, dict) or not isinstance(message.get("actions"), list):
+        if not isinstance(message, dict) or not isinstance(message.get("actions"), list | bytes):
             return [{"status": REJECTED, "reason": "no message with actions"}]
         if message.get("protocol_version") != VERSION:
             return [{"status": UNSUPPORTED, "reason": "protocol_version"}]
@@ -142,68 +157,64 @@ class Hints:
         self._seen[name] = None
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
-        actions = message["actions"]
-        answers = [self._act(action, now) for action in _read(actions[:MOST_ACTIONS])]
+        try:
+            actions = _read(message["actions"])
+        except (DecodeError, UnicodeError, RecursionError):
+            return [{"status": REJECTED, "reason": "actions are no JSON"}]
+        answers = [self._act(action, now) for action in actions[:MOST_ACTIONS]]
         self._tell(now)
         if len(actions) > MOST_ACTIONS:
             answers.append({"status": CLIPPED, "reason": f"{len(actions) - MOST_ACTIONS} actions were not read"})
         return answers
 
-    def _act(self, action: Action | Answer, now: float) -> Answer:
+    def _act(self, action: Action | _Clipped | Answer, now: float) -> Answer:
         if isinstance(action, dict):
             return action
+        if isinstance(action, _Clipped):
+            done = self._act(action.action, now)
+            return _answer(action.action.action_id) | {"status": CLIPPED} if done is DONE else done
         try:
-            status = self._does[type(action)](action.payload, now)
+            self._does[type(action)](action.payload, now)
         except _Unfit as why:
-            return _answer(action.action_id) | {"status": REJECTED, "reason": str(why)}
-        return DONE if status is ACCEPTED else _answer(action.action_id) | {"status": status}
+            return _answer(action.action_id) | why.answer
+        return DONE
 
-    def _retain(self, said: _Retained, now: float) -> str:
-        owner, clipped = said.owner, [False]
-        idle = _within(said.idle, 0.0, LONGEST, clipped)
-        cost = _within(said.seconds_per_token, 0.0, DEAREST, clipped)
-        next_use = curve = hold = reuse = None
-        if said.index is not UNSET:
-            curve = _curve(said.index)
-        elif said.next_use is not UNSET:
-            next_use = now + _within(said.next_use, 0.0, LONGEST, clipped)
-        if said.hold is not UNSET:
-            hold = _within(said.hold, 0.0, LONGEST, clipped)
-        if said.reuse is not UNSET:
-            reuse = _within(said.reuse, 0.0, 1.0, clipped)
-        self._untold[owner] = Hint(now - idle, curve, None, next_use, hold, reuse, cost, said.leased is True)
+    def _retain(self, said: _Retained, now: float) -> None:
+        owner, curve, next_use, hold, reuse = said.owner, said.index, said.next_use, said.hold, said.reuse
+        self._untold[owner] = Hint(
+            now - said.idle,
+            None if curve is UNSET else curve,
+            None,
+            None if next_use is UNSET or curve is not UNSET else now + next_use,
+            None if hold is UNSET else hold,
+            None if reuse is UNSET else reuse,
+            said.seconds_per_token,
+            said.leased is True,
+        )
         if owner not in self._keeper.ledger:
-            raise _Unfit(STRANGER)
-        return CLIPPED if clipped[0] else ACCEPTED
+            raise _Unfit(REJECTED, STRANGER)
 
-    def _release(self, said: _Released, now: float) -> str:
+    def _release(self, said: _Released, now: float) -> None:
         self._tell(now)
         self.priorities.pop(said.owner, None)
         if not self._keeper.released(said.owner, now):
-            raise _Unfit(STRANGER)
-        return ACCEPTED
+            raise _Unfit(REJECTED, STRANGER)
 
-    def _fetch(self, said: _Fetched, now: float) -> str:
+    def _fetch(self, said: _Fetched, now: float) -> None:
         self._tell(now)
-        clipped = [False]
-        within = _within(said.within, 0.0, LONGEST, clipped)
         if self._prefetch is None:
-            return UNSUPPORTED
-        if not self._prefetch(said.owner, within):
-            raise _Unfit("nothing to fetch")
-        return CLIPPED if clipped[0] else ACCEPTED
+            raise _Unfit(UNSUPPORTED)
+        if not self._prefetch(said.owner, said.within):
+            raise _Unfit(REJECTED, "nothing to fetch")
 
-    def _priority(self, said: _Placed, now: float) -> str:
-        clipped = [False]
-        priority = _within(said.priority, -FARTHEST, FARTHEST, clipped)
+    def _priority(self, said: _Placed, now: float) -> None:
         if self._reordered is None:
-            return UNSUPPORTED
-        self.priorities[said.owner] = priority
+            raise _Unfit(UNSUPPORTED)
+        self.priorities[said.owner] = said.priority
         self.priorities.move_to_end(said.owner)
         if len(self.priorities) > MOST_PRIORITIES:
             self.priorities.popitem(last=False)
         self._reordered(said.owner)
-        return CLIPPED if clipped[0] else ACCEPTED
 
     def _tell(self, now: float) -> None:
         """What was said so far is foretold, before anything else is done."""
@@ -212,19 +223,23 @@ class Hints:
             self._untold = {}
 
 
-def _read(actions: list[Any]) -> Sequence[Action | Answer]:
-    """The actions, or the answer to one that cannot be understood."""
+def _read(actions: list[Any] | bytes) -> Sequence[Action | _Clipped | Answer]:
+    """The actions, or the answer to one that cannot be understood. DecodeError where it is no JSON of a list."""
     try:
-        read: list[Action] = convert(actions, list[Action])
+        read: list[Action] = _ACTIONS.decode(actions) if isinstance(actions, bytes) else convert(actions, list[Action])
         return read
     except (ValidationError, UnicodeError):
-        return [_read_one(action) for action in actions]
+        listed = _ANYTHING.decode(actions) if isinstance(actions, bytes) else actions
+        return [_read_one(action) for action in listed]
 
 
-def _read_one(action: Any) -> Action | Answer:
+def _read_one(action: Any) -> Action | _Clipped | Answer:
     try:
-        read: Action = convert(action, Action)
-        return read
+        return _understood(action)
+    except (ValidationError, UnicodeError):
+        pass
+    try:
+        return _Clipped(_understood(_clipped(action)))
     except (ValidationError, UnicodeError) as why:
         if not isinstance(action, dict):
             return {"status": REJECTED, "reason": str(why)}
@@ -234,22 +249,27 @@ def _read_one(action: Any) -> Action | Answer:
         return answer | {"status": UNSUPPORTED}
 
 
-def _curve(index: _Index) -> LogCurve:
-    try:
-        return LogCurve.unpacked(index.first, index.last, index.values)
-    except ValueError as why:
-        raise _Unfit(f"index: {why}") from None
+def _understood(action: Any) -> Action:
+    read: Action = convert(action, Action)
+    return read
+
+
+def _clipped(action: Any) -> Any:
+    """The same with each finite figure in range."""
+    payload = action.get("payload") if isinstance(action, dict) else None
+    if not isinstance(payload, dict):
+        return action
+    inside = {
+        name: min(max(payload[name], low), high) if _finite(payload[name]) else payload[name]
+        for name, (low, high) in _RANGES.items()
+        if name in payload
+    }
+    return action | {"payload": payload | inside}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -ABSURD < value < ABSURD
 
 
 def _answer(name: Any) -> Answer:
     return {"action_id": name[:LONGEST_NAME]} if isinstance(name, str) else {}
-
-
-def _within(value: float, least: float, most: float, clipped: list[bool]) -> float:
-    """The value, or the nearest in range, and then `clipped`. `_Unfit` where it is no finite number."""
-    if least <= value <= most:
-        return value
-    if not -ABSURD < value < ABSURD:
-        raise _Unfit("no finite number")
-    clipped[0] = True
-    return least if value < least else most

@@ -53,7 +53,7 @@ class Curve(Protocol):
         ...
 
 
-class Hint(Struct, frozen=True):
+class Hint(Struct, frozen=True, gc=False):
     """What is foretold of an owner. Each policy reads what it knows; None: not told.
 
     `gap`: the index of its gap, counted from `since`. `steps`: steps to execution. `next_use`: when it runs next, in

@@ -82,7 +82,7 @@ class Gap:
             self._best = self._majorant()
         areas, risen = self._edge_areas(), [self._risen_at(i) for i in range(GAPS.count + 1)]
         slopes = [(risen[j] - risen[i]) / max(areas[j] - areas[i], 1e-12) for i, j in enumerate(self._best)]
-        return LogCurve(GAPS.edges[0], DAY, [float(f"{slope:.3g}") for slope in slopes])
+        return LogCurve.of(GAPS.edges[0], DAY, [float(f"{slope:.3g}") for slope in slopes])
 
     def _risen(self, seconds: float) -> float:
         return (1 - self.never) * self.spread.below(seconds)

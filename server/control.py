@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import aiohttp
+from msgspec import json, to_builtins
 
 from kvcache.hints import VERSION
 from kvcache.plugin.route import PATH
@@ -160,7 +161,7 @@ class _Line:
     async def _send(self, endpoint: Endpoint, message: dict[str, Any]) -> dict[str, Any] | None:
         try:
             async with self._client.post(
-                endpoint.url + PATH, json=message, headers=bearer(endpoint.api_key), timeout=TIMEOUT
+                endpoint.url + PATH, data=json.encode(message), headers=bearer(endpoint.api_key), timeout=TIMEOUT
             ) as answer:
                 found = await answer.json(content_type=None) if answer.status == 200 else None
         except (*LOST, ValueError):
@@ -197,7 +198,6 @@ def _foretold(hint: Hint, now: float) -> dict[str, Any]:
     if hint.next_use is not None:
         said["next_use"] = round(max(0.0, hint.next_use - now), 3)
     elif isinstance(hint.gap, Gap):
-        curve = hint.gap.curve()
         said |= {"hold": round(hint.hold or 0.0, 3), "reuse": round(hint.reuse or 0.0, 4)}
-        said["index"] = {"first": curve.first, "last": curve.last, "values": curve.packed}
+        said["index"] = to_builtins(hint.gap.curve())
     return said

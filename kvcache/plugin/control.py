@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import DecodeError, Raw, json
+
 from kvcache.hints import ACCEPTED, CLIPPED, DONE, REJECTED, UNSUPPORTED, Hints
 from kvcache.keeper import Keeper
 
@@ -27,9 +29,8 @@ Message = dict[str, Any]
 
 def stock(message: object) -> Message:
     """What an engine answers that keeps no owners: it does not know where their KV lies."""
-    actions = message.get("actions") if isinstance(message, dict) else None
     counts = dict.fromkeys((ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED), 0)
-    counts[UNSUPPORTED] = len(actions) if isinstance(actions, list) else 0
+    counts[UNSUPPORTED] = _number(message.get("actions")) if isinstance(message, dict) else 0
     return {"counts": counts, "answers": [], "gauges": {}}
 
 
@@ -64,6 +65,15 @@ class Control:
         return {"number": self._given, "full": full, "owners": {
             _sendable(owner): list(tokens) for owner, tokens in self._keeper.residency(full).items()
         }}  # fmt: skip
+
+
+def _number(actions: object) -> int:
+    """How many they are; 0 where they are none."""
+    try:
+        listed = json.decode(actions, type=list[Raw]) if isinstance(actions, bytes) else actions
+    except (DecodeError, UnicodeError, RecursionError):
+        return 0
+    return len(listed) if isinstance(listed, list) else 0
 
 
 def _sendable(text: str) -> str:

@@ -171,7 +171,7 @@ def test_the_curve_that_an_engine_is_told_is_the_index_at_the_start_of_each_bin(
     curve = gap.curve()
     for edge in GAPS.edges[:-1]:
         assert curve.index(edge * 1.0001) == pytest.approx(gap.index(edge), rel=0.02, abs=1e-4)
-    assert len(curve.values) == GAPS.count
+    assert len(curve.values) == 4 * GAPS.count
 
 
 # Output lengths.

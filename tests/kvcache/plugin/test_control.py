@@ -99,6 +99,9 @@ def test_an_engine_that_keeps_no_owners_says_so() -> None:
     said = stock({"actions": [{}, {}], "residency": {"seen": 5}})
     assert said["counts"] == {"accepted": 0, "clipped": 0, "rejected": 0, "unsupported": 2}
     assert "residency" not in said  # nor an empty one, which would be believed
+    assert stock({"actions": b"[{}, [1]]"})["counts"]["unsupported"] == 2
+    for broken in (b"[", b"{}", b"[" * 100_000):
+        assert stock({"actions": broken}) == stock({})
     assert stock("nonsense") == stock({}) == {"counts": stock({})["counts"], "answers": [], "gauges": {}}
 
 
@@ -133,6 +136,36 @@ def test_whatever_is_sent_is_answered_with_what_can_be_sent(sent: list[Any]) -> 
         assert set(said["counts"]) == {"accepted", "clipped", "rejected", "unsupported"}
         msgspec.msgpack.encode(said)
         json.dumps(said).encode()
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["a", "b", "AACAPw==", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["first", "last", "values"]), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+words = st.fixed_dictionaries(
+    {"action_version": st.sampled_from([1, 1, 1, 2]), "action_type": kinds},
+    optional={"action_id": plain, "payload": st.fixed_dictionaries({}, optional=dict.fromkeys(
+        ("owner", "next_use", "idle", "index", "priority", "within", "leased", "reuse", "hold"), plain
+    )) | plain},
+)  # fmt: skip
+
+
+@given(st.lists(words | plain, max_size=4))
+def test_actions_are_read_alike_as_a_list_and_as_bytes(told: list[Any]) -> None:
+    answers = []
+    for actions in (told, json.dumps(told).encode()):
+        engine = Engine()
+        engine.step("a", 1)
+        answers.append(engine.control.answer({"protocol_version": 1, "message_id": "1", "actions": actions}, 1.0))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("broken", [b"[", b"{}", b"7", b"[" * 100_000, b'["\xff"]', b"[NaN]"])
+def test_bytes_that_are_no_list_are_rejected_as_a_whole(broken: bytes) -> None:
+    said = Engine().control.answer({"protocol_version": 1, "message_id": "1", "actions": broken}, 1.0)
+    assert said["counts"] == {"accepted": 0, "clipped": 0, "rejected": 1, "unsupported": 0}
 
 
 @pytest.mark.parametrize("name", ["\ud800", "x" * 10_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,12 +42,15 @@ def asked(body: bytes, method: str = "POST", stock: bool = False) -> tuple[int, 
 
 
 def test_a_message_reaches_the_scheduler_and_its_answer_comes_back() -> None:
-    message = {"actions": [{"text": "x" * 3000}]}
-    assert asked(json.dumps(message).encode()) == (200, {"method": "scheduler", "told": message})
+    actions = [{"text": "x" * 3000}]
+    status, answer = asked(json.dumps({"actions": actions, "residency": {"seen": 3}}).encode())
+    assert (status, answer["method"], answer["told"]["residency"]) == (200, "scheduler", {"seen": 3})
+    assert json.loads(b64decode(answer["told"]["actions"])) == actions, "the engine's process reads them"
 
 
 @pytest.mark.parametrize(("body", "method", "status"), [
     (b"{}", "GET", 405), (b"{", "POST", 400), (b"", "POST", 400), (b"[]", "POST", 400), (b"[" * 100_000, "POST", 400),
+    (b'{"actions": ' + b"[" * 100_000 + b"}", "POST", 400), (b'{"a": NaN}', "POST", 400), (b'{"a": "\xff"}', "POST", 400),
 ])  # fmt: skip
 def test_what_is_no_message_is_refused(body: bytes, method: str, status: int) -> None:
     assert asked(body, method)[0] == status
