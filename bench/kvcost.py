@@ -206,7 +206,7 @@ _numbers = count()  # of messages
 
 
 def _start(plugin: bool, hints: float) -> None:
-    """Start the engine of this process, let the owners come of which it is told, and warm it up."""
+    """Start the engine of this process, and warm it up."""
     from bench.sequence.engine import local, prepare
 
     prepare()
@@ -215,10 +215,6 @@ def _start(plugin: bool, hints: float) -> None:
         max_num_seqs=8,
     )  # fmt: skip
     _playing[:] = engine, plugin, hints
-    for number in range(MESSAGE):
-        _ask(f"told {number}", [3 + number] * (BLOCK + 1), f"o{number}", 1)
-    while engine.has_unfinished_requests():
-        engine.step()
     _play(0)
 
 
@@ -236,6 +232,10 @@ def _play(turn: int) -> float:
     core: Any = engine.engine_core.engine_core.scheduler
     rng, told, accepted = random.Random(turn), 0, 0
     owners = [f"o{number}" for number in range(MESSAGE)]
+    for number, owner in enumerate(owners):  # those of which it is told, as far as other turns have pushed them out
+        _ask(f"{turn}.{owner}", [3 + number] * (BLOCK + 1), owner, 1)
+    while engine.has_unfinished_requests():
+        engine.step()
     ahead = int(LONGEST * hints / MESSAGE) + 1
     kinds = [_message("", owners, curves) for curves in (False, True)]
     messages = [msgpack.encode(kinds[n % 2] | {"message_id": str(n)}) for n in islice(_numbers, ahead)]
