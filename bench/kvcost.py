@@ -264,15 +264,15 @@ def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
     from kvcache.policy import Hint
     from scheduler.actions import Retain
     from scheduler.gaps import GAPS, Gap
-    from server.control import action
+    from server.advice import actions
 
     gap = Gap(GAPS.log_normal(8, 1.3), 0.05) if curves else None
-    actions = []
+    advice = []
     for place, owner in enumerate(owners):
         next_use = None if curves else 1.0 + place % 60
         hint = Hint(-0.5 - place % 7, gap=gap, next_use=next_use, hold=30.0, reuse=0.9, leased=place % 3 > 0)
-        actions.append(action(str(place), Retain("w", owner, hint), 0.0))
-    return {"protocol_version": 1, "message_id": name, "actions": json.encode(actions)}
+        advice.append(Retain("w", owner, hint))
+    return {"protocol_version": 1, "message_id": name, "actions": json.encode(actions("", advice, 0.0))}
 
 
 def main() -> None:

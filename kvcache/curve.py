@@ -19,23 +19,26 @@ class LogCurve(Struct, frozen=True, gc=False):
     """`values[i]` in 1/s holds from first x r^i idle seconds on, where r^(number of values) is last / first.
 
     `values` are little-endian float32. The first holds before `first`, too, the last one after `last`; what is no
-    value from 0 to `HIGHEST` counts as 0. ValueError where that is no curve: `first` at least a microsecond, `last` at
-    most 1e9 seconds, 1 to `MOST_VALUES` values.
+    value from 0 to `HIGHEST` counts as 0. Who gets one from elsewhere calls `check` before it is used.
     """
 
     first: float
     last: float
     values: bytes
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def of(cls, first: float, last: float, values: Sequence[float]) -> LogCurve:
+        """With these values in 1/s. ValueError, as of `check`."""
+        curve = cls(first, last, pack(f"<{len(values)}f", *values))
+        curve.check()
+        return curve
+
+    def check(self) -> None:
+        """ValueError where it is none: `first` at least a microsecond, `last` at most 1e9 seconds, 1 to `MOST_VALUES`
+        values."""
         size = len(self.values)
         if not (1e-6 <= self.first < self.last <= 1e9 and 4 <= size <= 4 * MOST_VALUES and size % 4 == 0):
             raise ValueError(f"1e-6 <= first < last <= 1e9, and 1 to {MOST_VALUES} float32")
-
-    @classmethod
-    def of(cls, first: float, last: float, values: Sequence[float]) -> LogCurve:
-        """With these values in 1/s. ValueError, as above."""
-        return cls(first, last, pack(f"<{len(values)}f", *values))
 
     def index(self, idle: float) -> float:
         """1/s, after `idle` seconds."""

@@ -7,12 +7,14 @@ without bound.
 
 `kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
                  are little-endian float32 in base64 (`kvcache.curve`)
+`weft.retain`    the same of many owners, by columns, which a message of the core has: {owners, idle, leased, next_use |
+                 index{first, last, values}, hold, reuse}, lists of equal length; `values` those of all in one
 `kv.release`     {owner}
 `kv.prefetch`    {owner, within}
 `weft.priority`  {owner, priority}: of its steps that wait, the lowest first
 
-Each action is answered `accepted`, `clipped` (a figure was out of range, or more were sent than are read), `rejected`
-(no such owner here, not understood, sent before) or `unsupported`.
+Each action, or each owner of a `weft.retain`, is answered `accepted`, `clipped` (a figure was out of range, or more
+were sent than are read), `rejected` (no such owner here, not understood, sent before) or `unsupported`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from kvcache.policy import Hint
 ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "unsupported"
 
 VERSION = 1
-MOST_ACTIONS = 1024  # some times what the core sends at once
+MOST_ACTIONS = 1024  # or owners; some times what the core sends at once
 MOST_PRIORITIES = 65_536
 LONGEST_NAME = 128
 LONGEST = 1e7  # seconds
@@ -44,6 +46,7 @@ STRANGER = "no such owner"
 
 Answer = dict[str, str]
 DONE: Answer = {"status": ACCEPTED}
+_ONE_DONE = (DONE,)
 Owner = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
 Span = Annotated[float, Meta(ge=0.0, le=LONGEST)]
 Cost = Annotated[float, Meta(ge=0.0, le=DEAREST)]
@@ -60,6 +63,48 @@ class _Retained(Struct, gc=False):
     hold: Span | UnsetType = UNSET
     reuse: Chance | UnsetType = UNSET
     leased: Any = False
+
+
+class _Indices(Struct, gc=False):
+    first: float
+    last: float
+    values: bytes
+
+    def curves(self, number: int) -> list[LogCurve]:
+        """One for each of so many owners. ValueError where they are none."""
+        first, last, values = self.first, self.last, self.values
+        size, rest = divmod(len(values), number)
+        if rest:
+            raise ValueError("not as many values for each")
+        LogCurve(first, last, values[:size]).check()
+        return [LogCurve(first, last, values[at : at + size]) for at in range(0, len(values), size)]
+
+
+class _Foretold(Struct, gc=False):
+    owners: Annotated[list[Owner], Meta(min_length=1, max_length=MOST_ACTIONS)]
+    idle: list[Span]
+    leased: list[bool]
+    next_use: list[Span] | UnsetType = UNSET
+    index: _Indices | UnsetType = UNSET
+    hold: list[Span] | UnsetType = UNSET
+    reuse: list[Chance] | UnsetType = UNSET
+
+    def hints(self, now: float) -> list[Hint]:
+        """One for each owner. ValueError where a list is longer or shorter."""
+        number = len(self.owners)
+        nothing: list[None] = [None] * number
+        curves = nothing if self.index is UNSET else self.index.curves(number)
+        uses = nothing if self.next_use is UNSET or curves is not nothing else [now + ahead for ahead in self.next_use]
+        holds = nothing if self.hold is UNSET else self.hold
+        reuses = nothing if self.reuse is UNSET else self.reuse
+        columns = zip(self.idle, curves, uses, holds, reuses, self.leased, strict=True)
+        hints = [
+            Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
+            for idle, curve, next_use, hold, reuse, leased in columns
+        ]
+        if len(hints) != number:
+            raise ValueError("as many idle times as owners")
+        return hints
 
 
 class _Released(Struct, gc=False):
@@ -91,6 +136,10 @@ class _Retain(_Action, tag="kv.retain", kw_only=True, gc=False):
     payload: _Retained
 
 
+class _Foretell(_Action, tag="weft.retain", kw_only=True, gc=False):
+    payload: _Foretold
+
+
 class _Release(_Action, tag="kv.release", kw_only=True, gc=False):
     payload: _Released
 
@@ -103,7 +152,7 @@ class _Priority(_Action, tag="weft.priority", kw_only=True, gc=False):
     payload: _Placed
 
 
-Action = _Retain | _Release | _Prefetch | _Priority
+Action = _Retain | _Foretell | _Release | _Prefetch | _Priority
 TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
 _ACTIONS, _ANYTHING = Decoder(list[Action]), Decoder(list[Any])
 
@@ -135,9 +184,9 @@ class Hints:
         self.priorities: OrderedDict[str, float] = OrderedDict()
         self._keeper, self._prefetch, self._reordered = keeper, prefetch, reordered
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self._untold: dict[str, Hint] = {}  # of this message: of each owner the last counts
-        self._does: dict[type, Callable[[Any, float], None]] = {
+        self._does: dict[type, Callable[[Any, float], Sequence[Answer] | None]] = {
             _Retain: self._retain,
+            _Foretell: self._foretell,
             _Release: self._release,
             _Prefetch: self._fetch,
             _Priority: self._priority,
@@ -161,27 +210,44 @@ class Hints:
             actions = _read(message["actions"])
         except (DecodeError, UnicodeError, RecursionError):
             return [{"status": REJECTED, "reason": "actions are no JSON"}]
-        answers = [self._act(action, now) for action in actions[:MOST_ACTIONS]]
-        self._tell(now)
-        if len(actions) > MOST_ACTIONS:
-            answers.append({"status": CLIPPED, "reason": f"{len(actions) - MOST_ACTIONS} actions were not read"})
+        answers: list[Answer] = []
+        for place, action in enumerate(actions):
+            if len(answers) + _owners(action) > MOST_ACTIONS:
+                answers.append({"status": CLIPPED, "reason": f"{len(actions) - place} actions were not read"})
+                break
+            answers += self._act(action, now)
         return answers
 
-    def _act(self, action: Action | _Clipped | Answer, now: float) -> Answer:
+    def _act(self, action: Action | _Clipped | Answer, now: float) -> Sequence[Answer]:
         if isinstance(action, dict):
-            return action
+            return (action,)
         if isinstance(action, _Clipped):
-            done = self._act(action.action, now)
-            return _answer(action.action.action_id) | {"status": CLIPPED} if done is DONE else done
+            clipped = _answer(action.action.action_id) | {"status": CLIPPED}
+            return [clipped if one is DONE else one for one in self._act(action.action, now)]
         try:
-            self._does[type(action)](action.payload, now)
+            return self._does[type(action)](action.payload, now) or _ONE_DONE
         except _Unfit as why:
-            return _answer(action.action_id) | why.answer
-        return DONE
+            return (_answer(action.action_id) | why.answer,)
+
+    def _foretell(self, said: _Foretold, now: float) -> Sequence[Answer]:
+        try:
+            hints = said.hints(now)
+        except ValueError as why:
+            raise _Unfit(REJECTED, str(why)) from None
+        strangers = self._keeper.told(dict(zip(said.owners, hints, strict=True)), now)
+        unknown: dict[str, Answer] = {
+            owner: {"owner": owner, "status": REJECTED, "reason": STRANGER} for owner in strangers
+        }
+        return [unknown.get(owner, DONE) for owner in said.owners]
 
     def _retain(self, said: _Retained, now: float) -> None:
-        owner, curve, next_use, hold, reuse = said.owner, said.index, said.next_use, said.hold, said.reuse
-        self._untold[owner] = Hint(
+        curve, next_use, hold, reuse = said.index, said.next_use, said.hold, said.reuse
+        try:
+            if curve is not UNSET:
+                curve.check()
+        except ValueError as why:
+            raise _Unfit(REJECTED, f"index: {why}") from None
+        hint = Hint(
             now - said.idle,
             None if curve is UNSET else curve,
             None,
@@ -191,17 +257,15 @@ class Hints:
             said.seconds_per_token,
             said.leased is True,
         )
-        if owner not in self._keeper.ledger:
+        if self._keeper.told({said.owner: hint}, now):
             raise _Unfit(REJECTED, STRANGER)
 
     def _release(self, said: _Released, now: float) -> None:
-        self._tell(now)
         self.priorities.pop(said.owner, None)
         if not self._keeper.released(said.owner, now):
             raise _Unfit(REJECTED, STRANGER)
 
     def _fetch(self, said: _Fetched, now: float) -> None:
-        self._tell(now)
         if self._prefetch is None:
             raise _Unfit(UNSUPPORTED)
         if not self._prefetch(said.owner, said.within):
@@ -215,12 +279,6 @@ class Hints:
         if len(self.priorities) > MOST_PRIORITIES:
             self.priorities.popitem(last=False)
         self._reordered(said.owner)
-
-    def _tell(self, now: float) -> None:
-        """What was said so far is foretold, before anything else is done."""
-        if self._untold:
-            self._keeper.told(self._untold, now)
-            self._untold = {}
 
 
 def _read(actions: list[Any] | bytes) -> Sequence[Action | _Clipped | Answer]:
@@ -259,16 +317,23 @@ def _clipped(action: Any) -> Any:
     payload = action.get("payload") if isinstance(action, dict) else None
     if not isinstance(payload, dict):
         return action
-    inside = {
-        name: min(max(payload[name], low), high) if _finite(payload[name]) else payload[name]
-        for name, (low, high) in _RANGES.items()
-        if name in payload
-    }
+    inside = {name: _inside(payload[name], low, high) for name, (low, high) in _RANGES.items() if name in payload}
     return action | {"payload": payload | inside}
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -ABSURD < value < ABSURD
+def _inside(value: Any, low: float, high: float) -> Any:
+    if isinstance(value, list):
+        return [_inside(one, low, high) for one in value]
+    if isinstance(value, int | float) and not isinstance(value, bool) and -ABSURD < value < ABSURD:
+        return min(max(value, low), high)
+    return value
+
+
+def _owners(action: Action | _Clipped | Answer) -> int:
+    """How many answers it will have."""
+    if isinstance(action, _Clipped):
+        action = action.action
+    return len(action.payload.owners) if isinstance(action, _Foretell) else 1
 
 
 def _answer(name: Any) -> Answer:

@@ -61,22 +61,22 @@ class Keeper:
         self._changed(owner, now)
         self.sweep()
 
-    def told(self, hints: Mapping[str, Hint], now: float) -> None:
-        """Something is foretold of owners. Of those of whom nothing is known here it is kept for a while."""
-        ledger, strangers = self.ledger, self._strangers
+    def told(self, hints: Mapping[str, Hint], now: float) -> list[str]:
+        """Something is foretold of owners. Of those of whom nothing is known here, which it returns, it is kept for a
+        while."""
         self.policy.told(hints, now)
         for tier in (self.device, self.host):
-            changed = tier.order.changed
-            for owner in hints if tier else ():
-                changed(owner, now)
-        for owner in hints:
-            if owner not in ledger:
-                strangers[owner] = None
-                strangers.move_to_end(owner)
+            if tier:
+                tier.order.all_changed(hints, now)
+        unknown, strangers = self.ledger.strangers(hints), self._strangers
+        for owner in unknown:
+            strangers[owner] = None
+            strangers.move_to_end(owner)
         while len(strangers) > MOST_STRANGERS:
             oldest, _ = strangers.popitem(last=False)
-            if oldest not in ledger:
+            if oldest not in self.ledger:
                 self.policy.forgotten(oldest)
+        return unknown
 
     def released(self, owner: str, now: float) -> bool:
         """The owner's KV is dead; once its steps have left, if some wait or run. False where nothing is known of it."""

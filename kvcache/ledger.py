@@ -66,6 +66,11 @@ class Ledger:
     def __contains__(self, owner: str) -> bool:
         return owner in self._of or owner in self._running
 
+    def strangers(self, owners: Iterable[str]) -> list[str]:
+        """Those of these owners of which nothing is known."""
+        of, running = self._of, self._running
+        return [owner for owner in owners if owner not in of and owner not in running]
+
     def runs(self, owner: str) -> bool:
         """Whether a step of the owner waits or runs."""
         return owner in self._running

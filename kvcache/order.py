@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
@@ -81,6 +81,12 @@ class Order(Generic[S]):
         if owner in self._of:
             self._stale[owner] = None
             self._now = now
+
+    def all_changed(self, owners: Iterable[str], now: float) -> None:
+        """Events of these owners have come."""
+        of = self._of
+        self._stale.update((owner, None) for owner in owners if owner in of)
+        self._now = now
 
     def first(self, now: float) -> S | None:
         """The stack to take the next block from; None: there is none."""

@@ -13,14 +13,13 @@ from itertools import count
 from typing import Any
 
 import aiohttp
-from msgspec import json, to_builtins
+from msgspec import json
 
 from kvcache.hints import VERSION
 from kvcache.plugin.route import PATH
-from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Reprioritise, Retain
 from scheduler.events import ResidencyChanged
-from scheduler.gaps import Gap
+from server.advice import actions
 from server.core import Core, Endpoint, bearer
 from server.relay import LOST
 
@@ -29,8 +28,6 @@ IDLE_SECONDS = 1.0  # between questions to an engine on which nothing happens
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 MOST_AT_ONCE = 256  # actions in a message: the engine carries them out between two of its steps
 MOST_PENDING = 20_000
-
-_TYPES = {Retain: "kv.retain", Release: "kv.release", Prefetch: "kv.prefetch", Reprioritise: "weft.priority"}
 
 
 class Control:
@@ -140,7 +137,7 @@ class _Line:
         message: dict[str, Any] = {
             "protocol_version": VERSION,
             "message_id": f"{self._core.id}-{self._worker}-{number}"[-128:],
-            "actions": [action(f"{number}.{place}", advice, now) for place, advice in enumerate(batch)],
+            "actions": actions(f"{number}.", batch, now),
         }
         if endpoint.abilities.get("residency"):
             message["residency"] = {"seen": self._seen}
@@ -178,26 +175,3 @@ class _Line:
                 self._core.tell(ResidencyChanged(self._worker, told["owners"], told["full"]))
         else:
             self._seen = -1
-
-
-def action(name: str, advice: Advice, now: float) -> dict[str, Any]:
-    """What is said of one owner, as an action of an envelope."""
-    payload: dict[str, Any] = {"owner": advice.owner}
-    if isinstance(advice, Retain):
-        payload |= _foretold(advice.hint, now)
-    elif isinstance(advice, Prefetch):
-        payload["within"] = advice.within
-    elif isinstance(advice, Reprioritise):
-        payload["priority"] = advice.priority
-    return {"action_id": name, "action_type": _TYPES[type(advice)], "action_version": 1, "payload": payload}
-
-
-def _foretold(hint: Hint, now: float) -> dict[str, Any]:
-    """Clocks differ: times are sent as spans."""
-    said: dict[str, Any] = {"idle": round(max(0.0, now - hint.since), 3), "leased": hint.leased}
-    if hint.next_use is not None:
-        said["next_use"] = round(max(0.0, hint.next_use - now), 3)
-    elif isinstance(hint.gap, Gap):
-        said |= {"hold": round(hint.hold or 0.0, 3), "reuse": round(hint.reuse or 0.0, 4)}
-        said["index"] = to_builtins(hint.gap.curve())
-    return said

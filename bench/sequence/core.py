@@ -15,7 +15,7 @@ from scheduler.identity import Identity
 from scheduler.prompt import Answer, ToolCall
 from scheduler.scheduler import Scheduler
 from scheduler.template import Template
-from server.control import action
+from server.advice import actions
 
 MODEL = "model"
 STALE = "weft-stale"
@@ -112,22 +112,19 @@ class Brain:
         )
 
     def _handle(self, event: Any) -> list[Any]:
-        actions = self.scheduler.handle(event, self._clock.now)
-        if advice := [one for one in actions if isinstance(one, Advice)]:
+        decided = self.scheduler.handle(event, self._clock.now)
+        if advice := [one for one in decided if isinstance(one, Advice)]:
             self._messages += 1
-            told = [action(str(place), one, self._clock.now) for place, one in enumerate(advice)]
-            if self._lies:
-                told = self._lied(told)
+            told = self._lied(advice) if self._lies else actions("", advice, self._clock.now)
             message = {"protocol_version": 1, "message_id": str(self._messages), "actions": told}
             self._sent.append((self._clock.now + self._late, message | {"residency": {"seen": -1}}))
-        return actions
+        return decided
 
-    def _lied(self, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _lied(self, advice: list[Advice]) -> list[dict[str, Any]]:
         """Who has just been used is never needed again or dead, who was used longest ago at once."""
-        for one in told:
-            owner = one["payload"]["owner"]
-            self._told.pop(owner, None)
-            self._told[owner] = self._clock.now
+        for one in advice:
+            self._told.pop(one.owner, None)
+            self._told[one.owner] = self._clock.now
         lies = []
         for place, owner in enumerate(self._told):
             lie = {"owner": owner, "next_use": 10.0 * place}

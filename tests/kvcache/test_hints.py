@@ -87,6 +87,64 @@ def test_what_is_no_index_is_rejected(keeper: Keeper, index: object) -> None:
     assert statuses(Hints(keeper).handle(message(("kv.retain", {"owner": "a", "index": index})), 1.0)) == [REJECTED]
 
 
+def test_many_owners_are_foretold_at_once_as_each_would_be(keeper: Keeper) -> None:
+    """By columns: when they run next, or the indices of their gaps, one after the other."""
+    values = packed(4, 0.01), packed(0.1, 0.02)
+    singly = [
+        ("kv.retain", {"owner": o, "index": {"first": 1, "last": 4, "values": v}, "idle": i, "leased": o == "b", "hold": 3, "reuse": r})
+        for o, v, i, r in zip("ab", values, (5, 1), (0.5, 1), strict=True)
+    ] + [("kv.retain", {"owner": "c", "next_use": 7})]  # fmt: skip
+    index = {"first": 1, "last": 4, "values": packed(4, 0.01, 0.1, 0.02)}
+    gaps = {
+        "owners": ["a", "b"],
+        "idle": [5, 1],
+        "leased": [False, True],
+        "hold": [3, 3],
+        "reuse": [0.5, 1],
+        "index": index,
+    }
+    at_once = [
+        ("weft.retain", gaps),
+        ("weft.retain", {"owners": ["c"], "idle": [0], "leased": [False], "next_use": [7]}),
+    ]
+    hints = []
+    for told in (singly, at_once):
+        kept = holding(policy := Retention())
+        answers = Hints(kept).handle(message(*told), 10.0)
+        assert statuses(answers) == [ACCEPTED, ACCEPTED, REJECTED]
+        hints.append(policy._hints)
+    assert hints[0] == hints[1]
+    assert hints[0].keys() == {"a", "b", "c"}
+    assert answers[2] == {"owner": "c", "status": REJECTED, "reason": "no such owner"}
+
+
+@pytest.mark.parametrize("broken", [
+    {"idle": [1]}, {"idle": [1, 2, 3]}, {"leased": [True]}, {"next_use": [1]}, {"next_use": [1, 2, 3]}, {"reuse": []}, {"owners": ["a"]},
+    {"owners": []}, {"owners": ["a", ""]}, {"owners": "ab"}, {"idle": 3}, {"leased": [1, 0]}, {"index": {"first": 1, "last": 4, "values": ""}},
+    {"index": {"first": 1, "last": 4, "values": packed(1, 2, 3)}}, {"index": {"first": 4, "last": 1, "values": packed(1, 2)}},
+    {"index": {"first": 1, "last": 4, "values": packed(*[1.0] * 514)}}, {"owners": [f"o{n}" for n in range(1025)], "idle": [1] * 1025, "leased": [True] * 1025},
+])  # fmt: skip
+def test_columns_that_do_not_fit_together_are_rejected_whole(keeper: Keeper, broken: dict[str, Any]) -> None:
+    columns = {"owners": ["a", "b"], "idle": [1, 2], "leased": [True, False]} | broken
+    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [REJECTED]
+    assert first(keeper, 2.0) == "a", "as if nothing had been said"
+
+
+def test_what_is_out_of_range_in_a_column_is_clipped(keeper: Keeper) -> None:
+    columns = {"owners": ["a", "b", "x"], "idle": [1, -2, 1], "leased": [True] * 3, "next_use": [1e30, 5, 1]}
+    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [CLIPPED, CLIPPED, REJECTED]
+    assert first(keeper, 2.0) == "a"
+
+
+def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Keeper) -> None:
+    many = [f"o{number}" for number in range(700)]
+    columns = {"owners": many, "idle": [1] * 700, "leased": [True] * 700}
+    told = message(("weft.retain", columns), ("weft.retain", columns), ("kv.release", {"owner": "a"}))
+    answers = Hints(keeper).handle(told, 1.0)
+    assert len(answers) == 701
+    assert answers[-1] == {"status": CLIPPED, "reason": "2 actions were not read"}
+
+
 def test_what_is_released_goes_first_and_its_owner_is_gone_with_its_last_block(keeper: Keeper) -> None:
     engine = Hints(keeper)
     assert statuses(engine.handle(message(("kv.release", {"owner": "b"})), 10.0)) == [ACCEPTED]
@@ -200,13 +258,13 @@ def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keepe
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "b", "c", "kv.retain", ""]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["owner", "next_use", "idle", "index", "first", "last", "values", "priority", "payload"]), inner, max_size=5
+        st.sampled_from(["owner", "owners", "next_use", "idle", "leased", "index", "first", "last", "values", "priority"]), inner, max_size=5
     ),
     max_leaves=12,
 )  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.sampled_from(["kv.retain", "kv.release", "kv.prefetch", "weft.priority"]), json)))
+@given(st.lists(st.tuples(st.sampled_from([*hints.TYPES]), json)))
 def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None:
     kept = Keeper(Retention(), 16)
     engine = Hints(kept, prefetch=lambda owner, within: True, reordered=lambda owner: None)

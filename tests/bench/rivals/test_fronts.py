@@ -191,7 +191,7 @@ async def test_weft_serves_every_session_on_one_engine(engines: FakeEngines) -> 
 
 async def test_weft_is_played_on_engines_with_its_plug_in_but_attached_weft_on_stock_ones(engines: FakeEngines) -> None:
     await play(engines, "weft", workload(runs=2))
-    assert {action["action_type"] for engine in engines.engines for action in engine.advice} == {"kv.retain"}
+    assert {action["action_type"] for engine in engines.engines for action in engine.advice} == {"weft.retain"}
     told = sum(len(engine.advice) for engine in engines.engines)
     await play(engines, "weft-attached", workload(runs=2))
     assert sum(len(engine.advice) for engine in engines.engines) == told

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcache.hints import MOST_ACTIONS, Hints
+from kvcache.hints import MOST_ACTIONS, TYPES, Hints
 from kvcache.keeper import Keeper
 from kvcache.ledger import DEVICE
 from kvcache.plugin.control import MOST_ANSWERS, Control, stock
@@ -110,9 +110,10 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
-kinds = st.sampled_from(["kv.retain", "kv.release", "kv.prefetch", "weft.priority", "?"])
+kinds = st.sampled_from([*TYPES, "?"])
 payloads = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("owner", "next_use", "idle", "index", "priority", "within", "leased"), anything)
+    {},
+    optional=dict.fromkeys(("owner", "owners", "next_use", "idle", "index", "priority", "within", "leased"), anything),
 )
 actions = st.fixed_dictionaries(
     {"action_version": st.just(1), "action_type": kinds},
@@ -144,11 +145,15 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["first", "last", "values"]), inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
+columns = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).flatmap(lambda owners: st.fixed_dictionaries(
+    {"owners": st.just(owners), "idle": st.just([1.0] * len(owners)), "leased": st.just([True] * len(owners))},
+    optional=dict.fromkeys(("next_use", "index", "hold", "reuse"), plain | st.just([0.5] * len(owners))),
+))  # fmt: skip
 words = st.fixed_dictionaries(
     {"action_version": st.sampled_from([1, 1, 1, 2]), "action_type": kinds},
     optional={"action_id": plain, "payload": st.fixed_dictionaries({}, optional=dict.fromkeys(
         ("owner", "next_use", "idle", "index", "priority", "within", "leased", "reuse", "hold"), plain
-    )) | plain},
+    )) | columns | plain},
 )  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""What the core says of its owners, in the words that an engine reads (`kvcache.hints`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvcache.policy import Hint
+from scheduler.actions import Advice, Prefetch, Release, Reprioritise, Retain
+from scheduler.gaps import Gap
+
+
+def actions(prefix: str, advice: Sequence[Advice], now: float) -> list[dict[str, Any]]:
+    """The actions of a message, as of `now` in seconds; their names begin so.
+
+    What is foretold comes last and by columns, of all owners at once whose next use is known, or whose gap, or neither:
+    that is what there is most of, and so it is made and read in a tenth of the time.
+    """
+    made = [_action(one) for one in advice if not isinstance(one, Retain)]
+    foretold = [one for one in advice if isinstance(one, Retain)]
+    uses = [one for one in foretold if one.hint.next_use is not None]
+    gaps = [one for one in foretold if one.hint.next_use is None and isinstance(one.hint.gap, Gap)]
+    others = [one for one in foretold if one.hint.next_use is None and not isinstance(one.hint.gap, Gap)]
+    for retained, more in ((uses, _uses), (gaps, _gaps), (others, _nothing)):
+        if retained:
+            hints = [one.hint for one in retained]
+            made.append(("weft.retain", _of([one.owner for one in retained], hints, now) | more(hints, now)))
+    return [
+        {"action_id": f"{prefix}{place}", "action_type": kind, "action_version": 1, "payload": payload}
+        for place, (kind, payload) in enumerate(made)
+    ]
+
+
+def _action(advice: Advice) -> tuple[str, dict[str, Any]]:
+    if isinstance(advice, Prefetch):
+        return "kv.prefetch", {"owner": advice.owner, "within": advice.within}
+    if isinstance(advice, Reprioritise):
+        return "weft.priority", {"owner": advice.owner, "priority": advice.priority}
+    assert isinstance(advice, Release)
+    return "kv.release", {"owner": advice.owner}
+
+
+def _of(owners: list[str], hints: Sequence[Hint], now: float) -> dict[str, Any]:
+    """Clocks differ: times are sent as spans."""
+    idle = [round(max(0.0, now - hint.since), 3) for hint in hints]
+    return {"owners": owners, "idle": idle, "leased": [hint.leased for hint in hints]}
+
+
+def _uses(hints: Sequence[Hint], now: float) -> dict[str, Any]:
+    return {"next_use": [round(max(0.0, (hint.next_use or 0.0) - now), 3) for hint in hints]}
+
+
+def _gaps(hints: Sequence[Hint], now: float) -> dict[str, Any]:
+    curves = [hint.gap.curve() for hint in hints if isinstance(hint.gap, Gap)]
+    values = b"".join(curve.values for curve in curves)  # all of them against the same times
+    return {
+        "hold": [round(hint.hold or 0.0, 3) for hint in hints],
+        "reuse": [round(hint.reuse or 0.0, 4) for hint in hints],
+        "index": {"first": curves[0].first, "last": curves[0].last, "values": values},
+    }
+
+
+def _nothing(hints: Sequence[Hint], now: float) -> dict[str, Any]:
+    return {}
