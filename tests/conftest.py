@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,8 +23,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     except pytest.fail.Exception as failure:
         if "Timeout" in str(failure):
-            waits = Counter(" <- ".join(waiting(one)) for one in asyncio.all_tasks(item.session._weft_loop))
+            loop = item.session._weft_loop  # type: ignore[attr-defined]
+            waits = Counter(" <- ".join(waiting(one)) for one in asyncio.all_tasks(loop))
             item.add_report_section("call", "tasks", "\n".join(f"{n} x {where}" for where, n in waits.items()))
+            item.add_report_section("call", "sockets that the loop waits for and the kernel does not", str(deaf(loop)))
         raise
 
 
@@ -39,3 +43,10 @@ def waiting(task: asyncio.Task) -> list[str]:
         frames.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
     return frames[::-1]
+
+
+def deaf(loop: asyncio.AbstractEventLoop) -> dict[int, object]:
+    """What the loop has registered although the kernel has not: closed behind its back, its number given out again."""
+    selector = loop._selector  # type: ignore[attr-defined]
+    told = re.findall(r"tfd:\s*(\d+)", Path(f"/proc/self/fdinfo/{selector.fileno()}").read_text())
+    return {fd: key.data for fd, key in selector.get_map().items() if str(fd) not in told}
