@@ -28,7 +28,7 @@ class LogCurve(Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, first: float, last: float, values: Sequence[float]) -> LogCurve:
-        """With these values in 1/s. ValueError, as of `check`."""
+        """With these values in 1/s. ValueError, as of `check`; OverflowError where a value is no float32."""
         curve = cls(first, last, pack(f"<{len(values)}f", *values))
         curve.check()
         return curve

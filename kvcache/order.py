@@ -85,8 +85,9 @@ class Order(Generic[S]):
     def all_changed(self, owners: Iterable[str], now: float) -> None:
         """Events of these owners have come."""
         of = self._of
-        self._stale.update((owner, None) for owner in owners if owner in of)
-        self._now = now
+        if stale := [owner for owner in owners if owner in of]:
+            self._stale.update(dict.fromkeys(stale))
+            self._now = now
 
     def first(self, now: float) -> S | None:
         """The stack to take the next block from; None: there is none."""

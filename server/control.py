@@ -1,6 +1,6 @@
 """Tells each worker's engine what the core says of its KV, and the core what the engine holds.
 
-Messages are `kv_hints` envelopes (`kvcache.hints`) to the plug-in's own route, batched; they are advice, so that one
+Messages are `kv_hints` envelopes (`kvcache.envelope`) to the plug-in's own route, batched; they are advice, so that one
 that is lost is not sent again.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import aiohttp
 from msgspec import json
 
-from kvcache.hints import VERSION
+from kvcache.envelope import VERSION
 from kvcache.plugin.route import PATH
 from scheduler.actions import Advice, Prefetch, Release, Reprioritise, Retain
 from scheduler.events import ResidencyChanged
@@ -118,10 +119,9 @@ class _Line:
                     self._core.failed_to_learn(error)
 
     async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._urgent.wait(), PERIOD_SECONDS)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PERIOD_SECONDS):
+                await self._urgent.wait()
         self._urgent.clear()
 
     def _due(self) -> bool:
@@ -157,8 +157,9 @@ class _Line:
 
     async def _send(self, endpoint: Endpoint, message: dict[str, Any]) -> dict[str, Any] | None:
         try:
+            headers = {"content-type": "application/json", **bearer(endpoint.api_key)}
             async with self._client.post(
-                endpoint.url + PATH, data=json.encode(message), headers=bearer(endpoint.api_key), timeout=TIMEOUT
+                endpoint.url + PATH, data=json.encode(message), headers=headers, timeout=TIMEOUT
             ) as answer:
                 found = await answer.json(content_type=None) if answer.status == 200 else None
         except (*LOST, ValueError):

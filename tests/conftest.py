@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     except pytest.fail.Exception as failure:
         if "Timeout" in str(failure):
-            loop = item.session._weft_loop  # type: ignore[attr-defined]
-            waits = Counter(" <- ".join(waiting(one)) for one in asyncio.all_tasks(loop))
-            item.add_report_section("call", "tasks", "\n".join(f"{n} x {where}" for where, n in waits.items()))
-            item.add_report_section("call", "sockets that the loop waits for and the kernel does not", str(deaf(loop)))
+            with suppress(Exception):  # whatever it is, the failure itself is told
+                loop = item.session._weft_loop  # type: ignore[attr-defined]
+                waits = Counter(" <- ".join(waiting(one)) for one in asyncio.all_tasks(loop))
+                item.add_report_section("call", "tasks", "\n".join(f"{n} x {where}" for where, n in waits.items()))
+                item.add_report_section("call", "sockets that the loop waits for, the kernel does not", str(deaf(loop)))
         raise
 
 
@@ -39,7 +41,7 @@ def waiting(task: asyncio.Task) -> list[str]:
     """Where a task waits, innermost first, as `function (file:line)`."""
     frames, awaited = [], task.get_coro()
     while (frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)) is not None:
-        name = frame.f_code.co_filename.rpartition("site-packages/")[2].rpartition("/main/")[2]
+        name = frame.f_code.co_filename.rpartition("site-packages/")[2]
         frames.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
     return frames[::-1]

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import Any
 
+from msgspec import json
+
 from bench.simulation.system import session_of
 from bench.workloads.runs import Call, Run
 from scheduler.actions import Advice, Dispatch
@@ -116,7 +118,7 @@ class Brain:
         if advice := [one for one in decided if isinstance(one, Advice)]:
             self._messages += 1
             told = self._lied(advice) if self._lies else actions("", advice, self._clock.now)
-            message = {"protocol_version": 1, "message_id": str(self._messages), "actions": told}
+            message = {"protocol_version": 1, "message_id": str(self._messages), "actions": json.encode(told)}
             self._sent.append((self._clock.now + self._late, message | {"residency": {"seen": -1}}))
         return decided
 

@@ -1,7 +1,7 @@
 """The messages of the core to an engine, and its answers.
 
-A message is vLLM's `kv_hints` envelope (`kvcache.hints`), maybe without actions; with `"residency": {"seen": N}`, the
-number of the last answer that the asker has or -1, it asks for the residency, too. The answer:
+A message is vLLM's `kv_hints` envelope (`kvcache.envelope`), maybe without actions; with `"residency": {"seen": N}`,
+the number of the last answer that the asker has or -1, it asks for the residency, too. The answer:
 
     {"counts": {"accepted": n, "clipped": n, "rejected": n, "unsupported": n},
      "answers": [those of the actions that were not accepted, the first 1,000],
@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import DecodeError, Raw, json
-
-from kvcache.hints import ACCEPTED, CLIPPED, DONE, REJECTED, UNSUPPORTED, Hints
+from kvcache.envelope import ACCEPTED, CLIPPED, DONE, REJECTED, UNSUPPORTED, asked_for
+from kvcache.hints import Hints
 from kvcache.keeper import Keeper
 
 MOST_ANSWERS = 1000
+NOTHING: tuple[object, ...] = (None, [], b"[]", b"null")
 
 Message = dict[str, Any]
 
@@ -30,7 +30,7 @@ Message = dict[str, Any]
 def stock(message: object) -> Message:
     """What an engine answers that keeps no owners: it does not know where their KV lies."""
     counts = dict.fromkeys((ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED), 0)
-    counts[UNSUPPORTED] = _number(message.get("actions")) if isinstance(message, dict) else 0
+    counts[UNSUPPORTED] = asked_for(message.get("actions")) if isinstance(message, dict) else 0
     return {"counts": counts, "answers": [], "gauges": {}}
 
 
@@ -45,7 +45,7 @@ class Control:
         """Carry out a message, `now` in seconds."""
         said = stock(None)
         asked = message if isinstance(message, dict) else {}
-        if asked is not message or asked.get("actions"):
+        if asked is not message or asked.get("actions") not in NOTHING:
             counts = said["counts"]
             answers = self._hints.handle(message, now)
             others = [one for one in answers if one is not DONE]
@@ -65,15 +65,6 @@ class Control:
         return {"number": self._given, "full": full, "owners": {
             _sendable(owner): list(tokens) for owner, tokens in self._keeper.residency(full).items()
         }}  # fmt: skip
-
-
-def _number(actions: object) -> int:
-    """How many they are; 0 where they are none."""
-    try:
-        listed = json.decode(actions, type=list[Raw]) if isinstance(actions, bytes) else actions
-    except (DecodeError, UnicodeError, RecursionError):
-        return 0
-    return len(listed) if isinstance(listed, list) else 0
 
 
 def _sendable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from json import dumps
 from struct import pack
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcache import hints
-from kvcache.hints import ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED, Hints
+from kvcache import envelope
+from kvcache.envelope import ACCEPTED, CLIPPED, MOST_ACTIONS, REJECTED, TYPES, UNSUPPORTED
+from kvcache.hints import Hints
 from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
 from kvcache.policy import DEAD, KNOWN, UNKNOWN, Policy
@@ -120,7 +122,7 @@ def test_many_owners_are_foretold_at_once_as_each_would_be(keeper: Keeper) -> No
 
 @pytest.mark.parametrize("broken", [
     {"idle": [1]}, {"idle": [1, 2, 3]}, {"leased": [True]}, {"next_use": [1]}, {"next_use": [1, 2, 3]}, {"reuse": []}, {"owners": ["a"]},
-    {"owners": []}, {"owners": ["a", ""]}, {"owners": "ab"}, {"idle": 3}, {"leased": [1, 0]}, {"index": {"first": 1, "last": 4, "values": ""}},
+    {"owners": []}, {"owners": "ab"}, {"idle": 3}, {"leased": True}, {"index": {"first": 1, "last": 4, "values": ""}},
     {"index": {"first": 1, "last": 4, "values": packed(1, 2, 3)}}, {"index": {"first": 4, "last": 1, "values": packed(1, 2)}},
     {"index": {"first": 1, "last": 4, "values": packed(*[1.0] * 514)}}, {"owners": [f"o{n}" for n in range(1025)], "idle": [1] * 1025, "leased": [True] * 1025},
 ])  # fmt: skip
@@ -131,9 +133,27 @@ def test_columns_that_do_not_fit_together_are_rejected_whole(keeper: Keeper, bro
 
 
 def test_what_is_out_of_range_in_a_column_is_clipped(keeper: Keeper) -> None:
-    columns = {"owners": ["a", "b", "x"], "idle": [1, -2, 1], "leased": [True] * 3, "next_use": [1e30, 5, 1]}
-    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [CLIPPED, CLIPPED, REJECTED]
+    columns = {"owners": ["a", "b", "x"], "idle": [1, 2, -1], "leased": [True] * 3, "next_use": [1e30, 5, 1]}
+    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [CLIPPED, ACCEPTED, REJECTED]
     assert first(keeper, 2.0) == "a"
+
+
+def test_a_figure_that_is_none_costs_its_own_owner_alone(keeper: Keeper) -> None:
+    index = {"first": 1, "last": 4, "values": packed(4, 0.01)}
+    columns = {"owners": ["a", "b"], "idle": [None, 2], "leased": [True] * 2, "index": index}
+    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [REJECTED, ACCEPTED]
+
+
+@pytest.mark.parametrize("broken", [
+    b'{"action_id": 1e400}', b"[" * 600 + b"]" * 600, b"1" * 5000, b'"\xff"',
+    b'{"action_version": 1, "action_type": "kv.retain", "payload": {"owner": "a", "idle": ' + b"[" * 600 + b"]" * 600 + b"}}",
+])  # fmt: skip
+def test_an_action_that_cannot_be_read_at_all_costs_no_other(keeper: Keeper, broken: bytes) -> None:
+    release = b'{"action_id": "1", "action_version": 1, "action_type": "kv.release", "payload": {"owner": "b"}}'
+    answers = Hints(keeper).handle(message() | {"actions": b"[" + broken + b"," + release + b"]"}, 1.0)
+    assert answers[0]["status"] in (REJECTED, UNSUPPORTED)
+    assert answers[1] == {"status": ACCEPTED}
+    assert first(keeper, 2.0) == "b"
 
 
 def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Keeper) -> None:
@@ -141,8 +161,21 @@ def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Ke
     columns = {"owners": many, "idle": [1] * 700, "leased": [True] * 700}
     told = message(("weft.retain", columns), ("weft.retain", columns), ("kv.release", {"owner": "a"}))
     answers = Hints(keeper).handle(told, 1.0)
-    assert len(answers) == 701
-    assert answers[-1] == {"status": CLIPPED, "reason": "2 actions were not read"}
+    assert statuses(answers) == [REJECTED] * 700 + [ACCEPTED, CLIPPED], "what still fits is carried out"
+    assert answers[-1]["reason"] == "700 more were not read"
+
+
+@pytest.mark.parametrize("sent", [list, lambda actions: dumps(actions).encode()])
+@pytest.mark.parametrize("junk", [0, {"action_type": "weft.retain", "action_version": 1, "payload": {
+    "owners": [f"o{number}" for number in range(1000)], "idle": [-1] * 1000, "leased": [True] * 1000,
+}}])  # fmt: skip
+def test_of_actions_that_do_not_fit_no_more_are_looked_at_than_are_read(
+    keeper: Keeper, junk: object, sent: Any
+) -> None:
+    """However many there are: an engine waits for each."""
+    answers = Hints(keeper).handle(message() | {"actions": sent([junk] * 5000)}, 1.0)
+    assert len(answers) <= MOST_ACTIONS + 1
+    assert int(answers[-1]["reason"].split()[0]) >= 5000 - MOST_ACTIONS
 
 
 def test_what_is_released_goes_first_and_its_owner_is_gone_with_its_last_block(keeper: Keeper) -> None:
@@ -238,11 +271,11 @@ def test_a_million_unknown_owners_are_forgotten_again(keeper: Keeper) -> None:
 
 
 def test_more_actions_than_are_read_are_said_to_be(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hints, "MOST_ACTIONS", 1)
+    monkeypatch.setattr(envelope, "MOST_ACTIONS", 1)
     told = message(("kv.retain", {"owner": "a", "next_use": 5}), ("kv.retain", {"owner": "b", "next_use": 5}))
     answers = Hints(keeper).handle(told, 1.0)
     assert answers[0]["status"] == ACCEPTED
-    assert answers[1] == {"status": CLIPPED, "reason": "1 actions were not read"}
+    assert answers[1] == {"status": CLIPPED, "reason": "1 more were not read"}
 
 
 def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keeper) -> None:
@@ -258,13 +291,13 @@ def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keepe
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "b", "c", "kv.retain", ""]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["owner", "owners", "next_use", "idle", "leased", "index", "first", "last", "values", "priority"]), inner, max_size=5
+        st.sampled_from(["owner", "owners", "next_use", "idle", "leased", "index", "first", "last", "values", "priority", "hold", "within"]), inner, max_size=6
     ),
     max_leaves=12,
 )  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.sampled_from([*hints.TYPES]), json)))
+@given(st.lists(st.tuples(st.sampled_from([*TYPES]), json)))
 def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None:
     kept = Keeper(Retention(), 16)
     engine = Hints(kept, prefetch=lambda owner, within: True, reordered=lambda owner: None)

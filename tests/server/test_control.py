@@ -189,7 +189,9 @@ async def test_a_fetch_is_told_before_all_that_can_wait(start: Start) -> None:
         weft.core.advisors[0](Retain("w0", f"b{number}", Hint(0.0)))
     weft.core.advisors[0](Prefetch("w0", "b299", 5.0))
     await until(lambda: len(plugin.retained) >= 300)
-    assert plugin.actions[0]["action_type"] == "kv.prefetch"
+    first = next(message["actions"] for message in plugin.messages if message["actions"])
+    assert [action["action_type"] for action in first] == ["weft.retain", "kv.prefetch"]
+    assert len(first[0]["payload"]["owners"]) == 255
 
 
 async def test_where_our_part_of_an_engine_fails_what_it_held_is_guessed_from_then_on(start: Start) -> None:

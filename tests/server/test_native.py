@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -124,4 +125,8 @@ async def test_the_native_routes_are_what_their_openapi_says(weft: Weft) -> None
         pass
     # Not in a thread: two that parse Python at a time trip CPython before 3.11.8 (gh-106905), and Hypothesis parses.
     checking = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.server.schema", weft.url)
-    assert await checking.wait() == 0
+    try:
+        assert await checking.wait() == 0, "see what it printed"
+    finally:
+        with suppress(ProcessLookupError):
+            checking.kill()

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcache.hints import MOST_ACTIONS, TYPES, Hints
+from kvcache.envelope import MOST_ACTIONS, TYPES
+from kvcache.hints import Hints
 from kvcache.keeper import Keeper
 from kvcache.ledger import DEVICE
 from kvcache.plugin.control import MOST_ANSWERS, Control, stock
@@ -95,11 +96,22 @@ def test_who_asks_for_no_residency_takes_none_from_who_does() -> None:
     assert engine.residency(0) == {"number": 1, "full": False, "owners": {"a": [2 * BLOCK, 0]}}
 
 
+@pytest.mark.parametrize("nothing", [[], b"[]", b"null", None])
+def test_a_message_without_actions_only_asks_and_is_not_remembered(nothing: Any) -> None:
+    engine = Engine()
+    for _ in range(3):
+        said = engine.control.answer({"message_id": "again", "actions": nothing, "residency": {"seen": -1}}, 1.0)
+        assert sum(said["counts"].values()) == 0
+        assert "residency" in said
+
+
 def test_an_engine_that_keeps_no_owners_says_so() -> None:
     said = stock({"actions": [{}, {}], "residency": {"seen": 5}})
     assert said["counts"] == {"accepted": 0, "clipped": 0, "rejected": 0, "unsupported": 2}
     assert "residency" not in said  # nor an empty one, which would be believed
     assert stock({"actions": b"[{}, [1]]"})["counts"]["unsupported"] == 2
+    columns = {"owners": ["a", "b", "c"], "idle": [1] * 3, "leased": [True] * 3}
+    assert stock({"actions": [action("1", "weft.retain", **columns), 7]})["counts"]["unsupported"] == 4
     for broken in (b"[", b"{}", b"[" * 100_000):
         assert stock({"actions": broken}) == stock({})
     assert stock("nonsense") == stock({}) == {"counts": stock({})["counts"], "answers": [], "gauges": {}}

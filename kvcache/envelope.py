@@ -1,0 +1,286 @@
+"""The words in which the core tells an engine of its owners: the actions of vLLM's `kv_hints` envelope, and answers.
+
+A message is `{protocol_version: 1, message_id, actions: [{action_id, action_type, action_version: 1, payload}]}`; its
+actions may also be the JSON of that list as bytes, which is read fastest. Names are owners, never requests. Times are
+spans in seconds as of the message, since clocks differ. Advice only: whatever is in it, nothing fails, blocks or grows
+without bound.
+
+`kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
+                 are little-endian float32 in base64 (`kvcache.curve`)
+`weft.retain`    the same of many owners, by columns, which a message of the core has: {owners, idle, leased, next_use |
+                 index{first, last, values}, hold, reuse}, lists of equal length; `values` those of all in one
+`kv.release`     {owner}
+`kv.prefetch`    {owner, within}
+`weft.priority`  {owner, priority}: of its steps that wait, the lowest first
+
+Each action, or each owner of a `weft.retain` whose columns belong together, is answered `accepted`, `clipped` (a figure
+was out of range, or more were sent than are read), `rejected` (no such owner here, not understood, sent before) or
+`unsupported`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert
+from msgspec.json import Decoder, decode
+
+from kvcache.curve import LogCurve
+from kvcache.policy import Hint
+
+ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "unsupported"
+
+VERSION = 1
+MOST_ACTIONS = 1024  # or owners; some times what the core sends at once
+LONGEST_NAME = 128
+LONGEST = 1e7  # seconds
+DEAREST = 10.0  # seconds a token
+FARTHEST = 1e12  # priority
+ABSURD = 1e300
+
+Answer = dict[str, str]
+DONE: Answer = {"status": ACCEPTED}
+Owner = Annotated[str, Meta(min_length=1, max_length=LONGEST_NAME)]
+Span = Annotated[float, Meta(ge=0.0, le=LONGEST)]
+Cost = Annotated[float, Meta(ge=0.0, le=DEAREST)]
+Chance = Annotated[float, Meta(ge=0.0, le=1.0)]
+Place = Annotated[float, Meta(ge=-FARTHEST, le=FARTHEST)]
+_FIGURES = {
+    "next_use": Span, "idle": Span, "hold": Span, "within": Span, "seconds_per_token": Cost, "reuse": Chance,
+    "priority": Place,
+}  # fmt: skip
+_AS_MANY = Meta(max_length=MOST_ACTIONS)
+
+
+class Retained(Struct, gc=False):
+    """What is foretold of an owner."""
+
+    owner: Owner
+    next_use: Span | UnsetType = UNSET
+    index: LogCurve | UnsetType = UNSET
+    idle: Span = 0.0
+    seconds_per_token: Cost = 1.0
+    hold: Span | UnsetType = UNSET
+    reuse: Chance | UnsetType = UNSET
+    leased: Any = False
+
+
+class _Indices(Struct, gc=False):
+    first: float
+    last: float
+    values: bytes
+
+    def curves(self, number: int) -> list[LogCurve]:
+        """One for each of so many owners. ValueError where they are none."""
+        first, last, values = self.first, self.last, self.values
+        size, rest = divmod(len(values), number)
+        if rest:
+            raise ValueError("not as many values for each")
+        LogCurve(first, last, values[:size]).check()
+        return [LogCurve(first, last, values[at : at + size]) for at in range(0, len(values), size)]
+
+
+class Foretold(Struct, gc=False):
+    """What is foretold of many owners, by columns."""
+
+    owners: Annotated[list[Owner], Meta(min_length=1), _AS_MANY]
+    idle: Annotated[list[Span], _AS_MANY]
+    leased: Annotated[list[bool], _AS_MANY]
+    next_use: Annotated[list[Span], _AS_MANY] | UnsetType = UNSET
+    index: _Indices | UnsetType = UNSET
+    hold: Annotated[list[Span], _AS_MANY] | UnsetType = UNSET
+    reuse: Annotated[list[Chance], _AS_MANY] | UnsetType = UNSET
+
+    def hints(self, now: float) -> list[Hint]:
+        """One for each owner. ValueError where a column is longer or shorter."""
+        number = len(self.owners)
+        columns = (self.idle, self.leased, self.next_use, self.hold, self.reuse)
+        if any(column is not UNSET and len(column) != number for column in columns):
+            raise ValueError("not as many figures as owners")
+        nothing: list[None] = [None] * number
+        curves = nothing if self.index is UNSET else self.index.curves(number)
+        foreseen = self.next_use is not UNSET and self.index is UNSET
+        uses = [now + ahead for ahead in self.next_use] if foreseen else nothing  # type: ignore[union-attr]
+        holds = nothing if self.hold is UNSET else self.hold
+        reuses = nothing if self.reuse is UNSET else self.reuse
+        return [
+            Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
+            for idle, curve, next_use, hold, reuse, leased in zip(
+                self.idle, curves, uses, holds, reuses, self.leased, strict=True
+            )
+        ]
+
+
+class Released(Struct, gc=False):
+    """Whose KV is dead."""
+
+    owner: Owner
+
+
+class Fetched(Struct, gc=False):
+    """Whose KV is to be on the device within so many seconds."""
+
+    owner: Owner
+    within: Span = LONGEST
+
+
+class Placed(Struct, gc=False):
+    """Whose steps stand where."""
+
+    owner: Owner
+    priority: Place
+
+
+class _Action(Struct, tag_field="action_type", kw_only=True, gc=False):
+    action_version: Literal[1]
+    action_id: Any = None
+
+
+class Retain(_Action, tag="kv.retain", kw_only=True, gc=False):
+    """Of one owner."""
+
+    payload: Retained
+
+
+class Foretell(_Action, tag="weft.retain", kw_only=True, gc=False):
+    """Of many."""
+
+    payload: Foretold
+
+
+class Release(_Action, tag="kv.release", kw_only=True, gc=False):
+    """The owner's KV is dead."""
+
+    payload: Released
+
+
+class Prefetch(_Action, tag="kv.prefetch", kw_only=True, gc=False):
+    """The owner's KV will be needed."""
+
+    payload: Fetched
+
+
+class Priority(_Action, tag="weft.priority", kw_only=True, gc=False):
+    """The order of steps that wait."""
+
+    payload: Placed
+
+
+Action = Retain | Foretell | Release | Prefetch | Priority
+TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
+_ALL, _EACH, _ONE = Decoder(Annotated[list[Action], _AS_MANY]), Decoder(list[Raw]), Decoder(Action)
+BROKEN = (DecodeError, UnicodeError, RecursionError)
+
+
+class Clipped(NamedTuple):
+    """An action of which a figure was out of range and is the nearest in it."""
+
+    action: Action
+
+
+def read(actions: list[Any] | bytes) -> tuple[Sequence[Action | Clipped | Answer], int]:
+    """The actions, or the answer to one that cannot be understood, and how many more there are.
+
+    All at once where all fit, else each alone, as many as are read at most. Raises `BROKEN` where it is no JSON list.
+    """
+    try:
+        if isinstance(actions, bytes):
+            return _ALL.decode(actions), 0
+        return convert(actions, Annotated[list[Action], _AS_MANY]), 0
+    except BROKEN:
+        each = _EACH.decode(actions) if isinstance(actions, bytes) else actions
+        found: list[Action | Clipped | Answer] = []
+        for place, action in enumerate(each):
+            if len(found) >= MOST_ACTIONS:
+                return found, len(each) - place
+            found += _read_one(action)
+        return found, 0
+
+
+def _read_one(action: Any) -> Sequence[Action | Clipped | Answer]:
+    """An action that may not fit; one of many owners as one of each."""
+    try:
+        if isinstance(action, Raw):
+            return (_ONE.decode(action),)
+        return (_understood(action),)
+    except BROKEN as why:
+        try:
+            told = decode(action) if isinstance(action, Raw) else action
+        except BROKEN:
+            return ({"status": REJECTED, "reason": str(why)},)
+    rows = _rows(told)
+    return [_lenient(row) for row in rows] if rows else (_lenient(told),)
+
+
+def _lenient(action: Any) -> Action | Clipped | Answer:
+    """The action with what is out of range clipped, or the answer to it."""
+    try:
+        return _understood(action)
+    except BROKEN:
+        pass
+    try:
+        return Clipped(_understood(_inside(action)))
+    except BROKEN as why:
+        if not isinstance(action, dict):
+            return {"status": REJECTED, "reason": str(why)}
+        answer = named(action.get("action_id"))
+        if action.get("action_type") in TYPES and action.get("action_version") == 1:
+            return answer | {"status": REJECTED, "reason": str(why)}
+        return answer | {"status": UNSUPPORTED}
+
+
+def _understood(action: Any) -> Action:
+    understood: Action = convert(action, Action)
+    return understood
+
+
+def _rows(action: Any) -> list[dict[str, Any]]:
+    """What columns say, of each owner alone; nothing where they are none that belong together."""
+    columns = action.get("payload") if isinstance(action, dict) else None
+    if not isinstance(columns, dict) or action.get("action_type") != "weft.retain":
+        return []
+    try:
+        owners = convert(columns.get("owners"), Annotated[list[Any], Meta(min_length=1), _AS_MANY])
+        lists = {name: columns[name] for name in ("idle", "leased", "next_use", "hold", "reuse") if name in columns}
+        if "index" in columns:
+            lists["index"] = convert(columns["index"], _Indices).curves(len(owners))
+        rows = list(zip(*(convert(one, list[Any]) for one in lists.values()), strict=True))
+    except (*BROKEN, ValueError):
+        return []
+    if len(rows) != len(owners):
+        return []
+    payloads = [{"owner": owner, **dict(zip(lists, row, strict=True))} for owner, row in zip(owners, rows, strict=True)]
+    return [action | {"action_type": "kv.retain", "payload": payload} for payload in payloads]
+
+
+def _inside(action: Any) -> Any:
+    """The same with each finite figure in range."""
+    payload = action.get("payload") if isinstance(action, dict) else None
+    if not isinstance(payload, dict):
+        return action
+    inside = {}
+    for name, value in payload.items():
+        if name in _FIGURES and isinstance(value, int | float) and -ABSURD < value < ABSURD:
+            meta = get_args(_FIGURES[name])[1]
+            inside[name] = min(max(value, meta.ge), meta.le)
+    return action | {"payload": payload | inside}
+
+
+def asked_for(actions: object) -> int:
+    """How many answers are asked for; of an engine that gives none."""
+    try:
+        found, unread = read(actions) if isinstance(actions, list | bytes) else ([], 0)
+        return sum(map(size, found)) + unread
+    except Exception:  # it may be what has turned our part of the engine off
+        return 0
+
+
+def size(action: Action | Clipped | Answer) -> int:
+    """How many answers it has."""
+    return len(action.payload.owners) if isinstance(action, Foretell) else 1
+
+
+def named(name: Any) -> Answer:
+    """The beginning of an answer to the action of that name."""
+    return {"action_id": name[:LONGEST_NAME]} if isinstance(name, str) else {}
