@@ -130,7 +130,7 @@ class Weft(WeftAttached):
 
     name = "weft"
     tick = 1 / TICK
-    advised = ours = True
+    advised = joint = True
     obeyed: tuple[type, ...] = (Retain, Release, Prefetch)
 
     def __init__(self, cluster: Cluster) -> None:
