@@ -228,16 +228,16 @@ def _ask(name: str, prompt: list[int], owner: str, tokens: int) -> None:
 
 def _play(turn: int) -> float:
     """Seconds for the calls of a turn, the same in all processes."""
+    from scheduler.actions import Release
+    from server.advice import actions
+
     engine, plugin, hints = _playing
     core: Any = engine.engine_core.engine_core.scheduler
     rng, told, accepted = random.Random(turn), 0, 0
     owners = [f"o{number}" for number in range(MESSAGE)]
     if plugin:  # the runs of the turn before have ended
-        over = [
-            {"action_type": "kv.release", "action_version": 1, "payload": {"owner": f"b{turn - 1}x{number}"}}
-            for number in range(CALLS)
-        ]
-        core({"protocol_version": 1, "message_id": f"over {turn}", "actions": over})
+        over = [Release("w", f"b{turn - 1}x{number}") for number in range(CALLS)]
+        core({"protocol_version": 1, "message_id": f"over {turn}", "actions": actions("", over, 0.0)})
     for number, owner in enumerate(owners):  # those of which it is told
         _ask(f"{turn}.{owner}", [3 + number] * (BLOCK + 1), owner, 1)
     while engine.has_unfinished_requests():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Reprioritise, Retain
 from scheduler.gaps import Gap
+
+Columns = Callable[[Sequence[Hint], float], dict[str, Any]]
 
 
 def actions(prefix: str, advice: Sequence[Advice], now: float) -> list[dict[str, Any]]:
@@ -16,16 +18,14 @@ def actions(prefix: str, advice: Sequence[Advice], now: float) -> list[dict[str,
     What is foretold comes first, so that what is fetched goes by it, and by columns, of all owners at once whose next
     use is known, or whose gap, or neither: that is what there is most of, and so it is made and read in no time.
     """
-    foretold = [one for one in advice if isinstance(one, Retain)]
-    uses = [one for one in foretold if one.hint.next_use is not None]
-    gaps = [one for one in foretold if one.hint.next_use is None and isinstance(one.hint.gap, Gap)]
-    others = [one for one in foretold if one.hint.next_use is None and not isinstance(one.hint.gap, Gap)]
-    made = []
-    for retained, more in ((uses, _uses), (gaps, _gaps), (others, _nothing)):
-        if retained:
-            hints = [one.hint for one in retained]
-            made.append(("weft.retain", _of([one.owner for one in retained], hints, now) | more(hints, now)))
-    made += [_action(one) for one in advice if not isinstance(one, Retain)]
+    groups: dict[Columns, list[Retain]] = {_uses: [], _gaps: [], _nothing: []}
+    others = []
+    for one in advice:
+        if isinstance(one, Retain):
+            groups[_columns(one.hint)].append(one)
+        else:
+            others.append(_action(one))
+    made = [("weft.retain", _foretold(group, columns, now)) for columns, group in groups.items() if group] + others
     return [
         {"action_id": f"{prefix}{place}", "action_type": kind, "action_version": 1, "payload": payload}
         for place, (kind, payload) in enumerate(made)
@@ -41,10 +41,19 @@ def _action(advice: Advice) -> tuple[str, dict[str, Any]]:
     return "kv.release", {"owner": advice.owner}
 
 
-def _of(owners: list[str], hints: Sequence[Hint], now: float) -> dict[str, Any]:
+def _columns(hint: Hint) -> Columns:
+    """What says when its owner runs next."""
+    if hint.next_use is not None:
+        return _uses
+    return _gaps if isinstance(hint.gap, Gap) else _nothing
+
+
+def _foretold(retained: Sequence[Retain], columns: Columns, now: float) -> dict[str, Any]:
     """Clocks differ: times are sent as spans."""
+    hints = [one.hint for one in retained]
     idle = [round(max(0.0, now - hint.since), 3) for hint in hints]
-    return {"owners": owners, "idle": idle, "leased": [hint.leased for hint in hints]}
+    owners, leased = [one.owner for one in retained], [hint.leased for hint in hints]
+    return {"owners": owners, "idle": idle, "leased": leased} | columns(hints, now)
 
 
 def _uses(hints: Sequence[Hint], now: float) -> dict[str, Any]:

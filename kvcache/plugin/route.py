@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from msgspec import DecodeError, Raw, ValidationError, json
+from msgspec import Raw, ValidationError, json
+
+from kvcache.envelope import BROKEN
 
 PATH = "/weft/control"
 LONGEST = 8 << 20  # bytes
@@ -32,7 +34,7 @@ async def control(scope: Message, receive: Receive, send: Send) -> None:
     except ValidationError:
         await _answer(send, 400, {"error": "no object"})
         return
-    except (DecodeError, UnicodeError, RecursionError):
+    except BROKEN:
         await _answer(send, 400, {"error": "no JSON"})
         return
     try:
