@@ -60,7 +60,7 @@ class Cluster:
         self.engines = [Engine(i, profile, tokens, lambda: self.now, self._wake) for i in range(workers)]
         self.system = system(self)
         for engine in self.engines:
-            engine.obey(self.system.policy(), self.system.policy(), self.system.key, self.system.joint)
+            engine.obey(self.system.policy(), self.system.policy(), self.system.key, self.system.ours)
 
     def at(self, time: float, what: Callable[[Any], None], argument: Any = None) -> None:
         """Call `what(argument)` at a time, in seconds; those of equal times in the order in which they were asked."""
@@ -76,7 +76,7 @@ class Cluster:
     def restore(self, worker: int) -> None:
         """It is up again."""
         self.engines[worker].up = True
-        self.engines[worker].obey(self.system.policy(), self.system.policy(), self.system.key, self.system.joint)
+        self.engines[worker].obey(self.system.policy(), self.system.policy(), self.system.key, self.system.ours)
         self.system.restored(worker)
 
     def again(self, turn: Turn) -> None:

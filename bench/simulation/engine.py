@@ -10,55 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bench.simulation.joint import Lower, Upper
+from bench.simulation.jump import Jump, Sequence
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
 from bench.simulation.system import Turn, role_of
 from bench.workloads.runs import Piece
+from kvcache.chunks import longest
 from kvcache.policy import Hint, Policy
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A call in the engine. `target` tokens are to be prefilled, `done` are; `private` blocks are its own."""
-
-    turn: Turn
-    size: int
-    target: int
-    done: int = 0
-    generated: int = 0
-    private: int = 0
-    line: Held | None = None
-    seen: bool = False
-    tries: int = 0
-
-
-@dataclass(slots=True)
-class Jump:
-    """`steps` steps of one batch from `start` on: step i takes `base + slope i` seconds; each prefills `chunks`."""
-
-    start: float
-    steps: int
-    base: float
-    slope: float
-    chunks: list[tuple[Sequence, int]]
-
-    def seconds(self, steps: int) -> float:
-        """The time of the first steps."""
-        return self.base * steps + self.slope * steps * (steps - 1) / 2
-
-    def covering(self, seconds: float) -> int:
-        """The fewest steps that take at least so long."""
-        if seconds <= 0:
-            return 0
-        if self.slope:
-            half = self.base - self.slope / 2
-            steps = math.ceil((math.sqrt(half * half + 2 * self.slope * seconds) - half) / self.slope - 1e-9)
-        else:
-            steps = math.ceil(seconds / self.base - 1e-9)
-        return max(1, steps)
 
 
 class Engine:
@@ -87,20 +47,19 @@ class Engine:
         self.prefilled_tokens = 0
         self.preemptions = 0
 
-    def obey(
-        self, device: Policy, host: Policy, key: Callable[[Turn], float | None], joint: bool = False
-    ) -> None:  # fmt: skip
+    def obey(self, device: Policy, host: Policy, key: Callable[[Turn], float | None], ours: bool = False) -> None:
         """Take the policies of the two tiers and the order of the waiting queue; before anything else.
 
-        `joint`: the tiers are ranked as one, where there are two. Else all goes to the host that it can take.
+        `ours`: our plug-in is in. The tiers are ranked as one, where there are two (else all goes to the host that it
+        can take), and short prefills pass long ones.
         """
         block = self.profile.block
         blocks, below = self.kv_tokens // block, self.tier_tokens // block
-        lower = Lower(below, block, host, self._clock) if joint and below else None
+        lower = Lower(below, block, host, self._clock) if ours and below else None
         self.host: Shelf = lower or Shelf(below, block, host)
         self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
         self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)
-        self._key = key
+        self._key, self._ours = key, ours
 
     def lose(self) -> list[Turn]:
         """The engine dies with all that it held. Returns its turns. It must `obey` anew before it is up."""
@@ -213,7 +172,9 @@ class Engine:
     def _cut(self, now: float) -> None:
         """End the jump at the next step boundary, where a newcomer may join."""
         jump = self._jump
-        if jump is None or jump.steps == 1 or (jump.chunks and self._left(jump.chunks) <= 0):
+        if jump is None or jump.steps == 1:
+            return
+        if not self._ours and jump.chunks and self._left(jump.chunks) <= 0:
             return  # prefill takes the whole budget until the end of the jump
         steps = max(1, jump.covering(now - jump.start))
         if steps < jump.steps:
@@ -229,12 +190,20 @@ class Engine:
         """What each prefilling sequence gets in the next step, in the order of the batch."""
         chunks = []
         left = self._left([])
+        most = self._longest() if self._ours else left
         for one in self._batch:
             if one.done < one.target and left > 0:
-                chunk = min(left, one.target - one.done)
+                chunk = min(left, one.target - one.done, most)
                 left -= chunk
                 chunks.append((one, chunk))
         return chunks
+
+    def _longest(self) -> int:
+        budget = self.profile.budget
+        left = [one.target - one.done for one in self._batch if one.done < one.target]
+        for first in self._queue[:1] if left else ():
+            left.append(first.target - min(self.resident(first.turn.call.prompt)[1], first.target - 1))
+        return longest(budget, budget - self._left([]), left)
 
     def _admit(self, now: float) -> None:
         if not self._queue:

@@ -48,8 +48,8 @@ class System:
     """Seconds between calls of `ticked`, None for never."""
     unlimited = False
     """Whether its engines have memory without limit."""
-    joint = False
-    """Whether its engines rank device and host tier as one."""
+    ours = False
+    """Whether its engines have our plug-in, but for its policy: they rank device and host tier as one, and so on."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster

@@ -1,9 +1,9 @@
 """vLLM's scheduler, aware of the owners of KV: `--scheduler-cls kvcache.plugin.engine.WeftScheduler`.
 
 Blocks are given up by their owners' next use instead of LRU, requests wait and are preempted by the priority that the
-core gives their owners, and its messages come in through vLLM's own utility calls, on the engine's thread
-(`kvcache.plugin.control`). `--additional-config` takes `weft_policy` (retention) and `weft_guard` (true), for
-benchmarks: with false, the policy is not compared with LRU.
+core gives their owners, short prefills pass long ones, and its messages come in through vLLM's own utility calls, on
+the engine's thread (`kvcache.plugin.control`). `--additional-config` takes `weft_policy` (retention) and `weft_guard`
+(true), for benchmarks: with false, the policy is not compared with LRU.
 
 The base is vLLM's asynchronous scheduler; where vLLM schedules synchronously (on the CPU, or pipeline parallelism on
 its old model runner) what that adds is left out: a placeholder lets a step go on whose token is still on its way. With
@@ -16,7 +16,7 @@ What is put in has passed a self-test. Where a seam of vLLM is not what it was, 
 as vLLM does and says so: `{"ask": "abilities"}` is answered with
 
     {"plugin": true, "vllm": version, "supported": bool, "eviction": bool, "guard": bool, "order": bool,
-     "control": bool, "session": bool, "residency": bool, "host_tier": tokens, "prefetch": bool,
+     "passing": bool, "control": bool, "session": bool, "residency": bool, "host_tier": tokens, "prefetch": bool,
      "block": tokens, "why": [reasons for what is false]}
 """
 
@@ -38,8 +38,9 @@ from kvcache.hints import Hints
 from kvcache.keeper import Keeper
 from kvcache.plugin.control import Control, stock
 from kvcache.plugin.free_queue import OwnerQueue
-from kvcache.plugin.groups import Unfit, telling
+from kvcache.plugin.groups import Group, Unfit, telling
 from kvcache.plugin.owners import owners_of
+from kvcache.plugin.passing import Passing
 from kvcache.plugin.selftest import failures, reason
 from kvcache.plugin.steps import Steps
 from kvcache.plugin.versions import supported
@@ -65,12 +66,13 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.abilities: dict[str, Any] = {
             "plugin": True, "vllm": vllm.__version__, "supported": supported(vllm.__version__), "eviction": False,
-            "guard": False, "order": False, "control": True, "session": True, "residency": False, "host_tier": 0,
-            "prefetch": False, "block": 0, "why": [],
+            "guard": False, "order": False, "passing": False, "control": True, "session": True, "residency": False,
+            "host_tier": 0, "prefetch": False, "block": 0, "why": [],
         }  # fmt: skip
         self._steps: Steps | None = None  # None: ours is off
         self._queue: OwnerQueue | None = None
         self._connected: Any = None
+        self._passing: Passing | None = None
         self._told: dict[str, None] = {}  # owners whose priority has changed
         try:
             self._put_in(failures())
@@ -93,6 +95,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Choose what the next forward pass computes."""
+        self._safely(self._plan)
         output = super().schedule(*args, **kwargs)
         if output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids:
             self._safely(self._admitted, output)
@@ -136,6 +139,10 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
     def _free_request_blocks(self, request: Request) -> None:
         self._safely(self._freeing, request)
         super()._free_request_blocks(request)
+
+    def _plan(self, steps: Steps) -> None:
+        if self._passing is not None:
+            self._passing.plan()
 
     def _came(self, steps: Steps, request: Request) -> None:
         steps.came(request, self.clock())
@@ -250,6 +257,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         )
         self._control = Control(keeper, self._hints, self._gauges)
         self._steps = Steps(keeper, queue, group, self._guard, 1 + keeper.block * self.use_eagle_block_drop)
+        self._passing = self._let_pass(keeper, group) if "passing" not in missing else None
         self.abilities |= {"order": "order" not in missing, "block": keeper.block}
         if queue is not None:
             # One of several data-parallel engines answers for all.
@@ -259,6 +267,15 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
                 self._lacks("residency", "the server has several data-parallel engines")
             pool.free_block_queue = self._queue = queue
             logger.info("Weft keeps the KV blocks: %d of %d tokens", pool.num_gpu_blocks, keeper.block)
+
+    def _let_pass(self, keeper: Keeper, group: Group | None) -> Passing | None:
+        try:
+            passing = Passing(self, keeper.ledger, group)
+        except Unfit as why:
+            self._lacks("passing", str(why))
+            return None
+        self.abilities["passing"] = True
+        return passing
 
     def _attached(self, keeper: Keeper, queue: OwnerQueue | None) -> Any:
         """Our connector, where it is here and keeps its tier by owners as well."""
@@ -290,12 +307,14 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         self._steps = None
         if self._queue is not None:
             self._queue.stop()
+        if self._passing is not None:
+            self._passing.stop()
         if self._connected is not None:
             try:
                 self._connected.detach()
             except Exception:
                 logger.exception("Weft's connector could not be detached")
-        self.abilities |= dict.fromkeys(("eviction", "guard", "order", "residency", "prefetch"), False)
+        self.abilities |= dict.fromkeys(("eviction", "guard", "order", "passing", "residency", "prefetch"), False)
         self.abilities["why"].append(reason(why))
 
     def _lacks(self, ability: str, why: str) -> None:

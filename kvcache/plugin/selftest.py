@@ -102,6 +102,18 @@ def order(seams: Seams) -> None:
     _parameter(seams.request, "priority")
 
 
+def passing(seams: Seams) -> None:
+    """A prefill can be kept from taking a whole step. Raises Missing."""
+    plans = inspect.getsource(seams.scheduler.schedule)
+    for name in (
+        "self.scheduler_config.long_prefill_token_threshold",
+        "self.max_num_scheduled_tokens",
+        "peek_request()",
+    ):
+        if name not in plans:
+            raise Missing(f"{seams.scheduler.__name__}.schedule knows no {name.rpartition('.')[2]}")
+
+
 def control(seams: Seams) -> None:
     """Messages reach the scheduler. Raises Missing."""
     if not hasattr(seams.request_type, "UTILITY"):
@@ -146,7 +158,8 @@ def host_tier(seams: Seams) -> None:
 
 
 CHECKS: dict[str, Callable[[Seams], None]] = {
-    "eviction": eviction, "order": order, "control": control, "session": session, "host_tier": host_tier,
+    "eviction": eviction, "order": order, "passing": passing, "control": control, "session": session,
+    "host_tier": host_tier,
 }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ class Weft(WeftAttached):
 
     name = "weft"
     tick = 1 / TICK
-    advised = joint = True
+    advised = ours = True
     obeyed: tuple[type, ...] = (Retain, Release, Prefetch)
 
     def __init__(self, cluster: Cluster) -> None:

@@ -30,6 +30,12 @@ class Unlimited(Sticky):
     unlimited = True
 
 
+class Ours(Sticky):
+    """Its engine has our plug-in."""
+
+    ours = True
+
+
 def session(name: str, calls: int, first: int = 40, more: int = 24, output: int = 6, gap: float = 1.0) -> Run:
     """Each prompt goes on from the one before and its answer."""
     made: list[Call] = []
@@ -78,6 +84,21 @@ def test_first_tokens_come_when_the_prompt_is_prefilled() -> None:
     steps = [0.02 + 0.001 * 32 + 1e-6 * 32 * at for at in (16, 48)]
     assert record.first_token == pytest.approx(sum(steps))
     assert cluster.engines[0].prefilled_tokens == 64
+
+
+@pytest.mark.parametrize("system", [Sticky, Ours])
+def test_with_our_plug_in_a_short_prefill_passes_a_long_one(system: type[System]) -> None:
+    """The long one loses no more than the short one takes."""
+    long, short = session("long", 1, first=180), session("short", 1, first=12)
+    cluster = Cluster(system, SMALL, 1, 0.0, 100.0, 0)
+    for at, run in ((0.0, long), (0.01, short)):
+        cluster.at(at, lambda one: cluster.play(one), run)
+    cluster.run()
+    first = {call.run: call.first_token for call in cluster.calls}
+    assert first["long"] is not None
+    assert first["short"] is not None
+    assert (first["short"] < first["long"]) is (system is Ours)
+    assert first["long"] < SMALL.step * 7 + SMALL.recompute(0, 180) + 1.1 * SMALL.recompute(0, 12)
 
 
 def test_a_prompt_waits_until_there_is_room_for_all_of_it() -> None:
@@ -165,14 +186,15 @@ def test_a_call_waits_for_all_or_for_as_many_as_it_needs() -> None:
     ),
     tier=st.sampled_from([0.0, 0.5, 2.0]),
     kv=st.integers(25, 60),
+    system=st.sampled_from([Sticky, Ours]),
 )
 def test_every_call_ends_once_and_no_block_is_lost(
-    shapes: list[tuple[int, int, int, int, float]], tier: float, kv: int
+    shapes: list[tuple[int, int, int, int, float]], tier: float, kv: int, system: type[System]
 ) -> None:
     from dataclasses import replace
 
     runs = [session(str(i), n, first, more, output, gap) for i, (n, first, more, output, gap) in enumerate(shapes)]
-    cluster, calls = play(runs, profile=replace(SMALL, kv_tokens=kv * 8), tier=tier)
+    cluster, calls = play(runs, system, replace(SMALL, kv_tokens=kv * 8), tier)
     assert sum(map(len, calls.values())) == sum(len(run.calls) for run in runs)
     for record in cluster.calls:
         assert (record.error is None) == (record.finished is not None)
@@ -188,16 +210,17 @@ def test_every_call_ends_once_and_no_block_is_lost(
         st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 30), st.integers(1, 30), st.floats(0, 2)),
         min_size=1,
         max_size=4,
-    )
+    ),
+    system=st.sampled_from([Sticky, Ours]),
 )
-def test_a_jump_is_the_sum_of_its_steps(shapes: list[tuple[int, int, int, int, float]]) -> None:
+def test_a_jump_is_the_sum_of_its_steps(shapes: list[tuple[int, int, int, int, float]], system: type[System]) -> None:
     """An engine that may only make single steps gives the same times."""
     made = [[session(str(i), *shape) for i, shape in enumerate(shapes)] for _ in range(2)]
-    jumped, _ = play(made[0])
+    jumped, _ = play(made[0], system)
     affordable = Engine._affordable
     try:
         Engine._affordable = lambda self, decoding, steps: affordable(self, decoding, min(steps, 1))  # type: ignore[method-assign]
-        stepped, _ = play(made[1])
+        stepped, _ = play(made[1], system)
     finally:
         Engine._affordable = affordable  # type: ignore[method-assign]
     for one, two in zip(

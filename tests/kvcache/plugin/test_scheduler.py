@@ -40,7 +40,8 @@ def test_what_it_can_do_it_says() -> None:
     able = played.scheduler({"ask": "abilities"})
     assert able == {
         "plugin": True, "vllm": able["vllm"], "supported": True, "eviction": True, "guard": True, "order": True,
-        "control": True, "session": True, "residency": True, "host_tier": 0, "prefetch": False, "block": BLOCK, "why": [],
+        "passing": True, "control": True, "session": True, "residency": True, "host_tier": 0, "prefetch": False,
+        "block": BLOCK, "why": [],
     }  # fmt: skip
     assert isinstance(played.pool.free_block_queue, OwnerQueue)
     assert isinstance(played.scheduler._guard, Guarded)

@@ -37,6 +37,11 @@ class OtherFreeing(AsyncScheduler):
         raise NotImplementedError
 
 
+class OtherSteps(AsyncScheduler):
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        return super().schedule(throttle_prefills)
+
+
 class OtherBlocks:
     def get_blocks(self) -> None:
         raise NotImplementedError
@@ -107,6 +112,7 @@ LACKS = [
     ("eviction", {"coordinator": OtherBlocks}), ("eviction", {"free_queue": LongerQueue}),
     ("eviction", {"pool": LinkedPool}), ("eviction", {"pool": OtherPool}), ("eviction", {"pool": object}),
     ("order", {"waiting": FixedQueue}), ("order", {"request": PlainRequest}), ("session", {"request": OldRequest}),
+    ("passing", {"scheduler": OtherSteps}),
     ("control", {"request_type": RequestTypes}), ("host_tier", {"tier": None}),
     ("host_tier", {"tier": replace(TIERS, connector=OtherConnector)}),
     ("host_tier", {"tier": replace(TIERS, scheduler=OtherScheduling)}),
