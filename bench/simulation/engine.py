@@ -41,6 +41,7 @@ class Engine:
         self._arriving: dict[Piece, float] = {}
         self._fetched: list[tuple[float, Held]] = []
         self._jump: Jump | None = None
+        self._most = profile.budget
         self._link_free = 0.0
         self.up = True
         self.busy_seconds = 0.0
@@ -150,9 +151,10 @@ class Engine:
             self._arriving.pop(held.piece, None)
             self.device.unpin(held, now)
         self._fetched = [f for f in self._fetched if f[0] > now]
-        for _, one in [entry for entry in self._loading if entry[0] <= now]:
-            self._batch.append(one)
-        self._loading = [entry for entry in self._loading if entry[0] > now]
+        if ready := [one for at, one in self._loading if at <= now]:
+            self._loading = [entry for entry in self._loading if entry[0] > now]
+            self._cut(now)
+            self._batch += ready
         jump = self._jump
         if jump is None or now < jump.start + jump.seconds(jump.steps) - 1e-9:
             return [], []
@@ -164,6 +166,8 @@ class Engine:
         for _ in range(2):  # a preempted sequence may be all there is: it enters again
             if self._jump is not None:
                 return
+            self._arrange()
+            self._most = self._longest()
             self._admit(now)
             self._jump = self._next(now)
             if self._jump is not None:
@@ -190,27 +194,44 @@ class Engine:
         """What each prefilling sequence gets in the next step, in the order of the batch."""
         chunks = []
         left = self._left([])
-        most = self._longest() if self._ours else left
         for one in self._batch:
             if one.done < one.target and left > 0:
-                chunk = min(left, one.target - one.done, most)
+                chunk = min(left, one.target - one.done, self._most)
                 left -= chunk
                 chunks.append((one, chunk))
         return chunks
 
     def _longest(self) -> int:
+        """The most tokens that one sequence may prefill in the next step."""
         budget = self.profile.budget
+        if not self._ours:
+            return budget
         left = [one.target - one.done for one in self._batch if one.done < one.target]
-        for first in self._queue[:1] if left else ():
-            left.append(first.target - min(self.resident(first.turn.call.prompt)[1], first.target - 1))
-        return longest(budget, budget - self._left([]), left)
+        return longest(budget, budget - self._left([]), left, self._coming() if left else ())
+
+    def _coming(self) -> list[int]:
+        """What the first that waits has to compute when it joins, 1 where it is to be loaded first; none if it cannot."""
+        if not self._queue or len(self._batch) + len(self._loading) >= self.profile.sequences:
+            return []
+        first = self._queue[0]
+        if not self.device.affords(first.turn.call.prompt, self._private(first)):
+            return []
+        on_device, in_all = self.resident(first.turn.call.prompt)
+        return [1 if in_all > on_device else first.target - min(on_device, first.target - 1)]
+
+    def _private(self, one: Sequence) -> int:
+        """The blocks that a sequence needs beyond those of its prompt."""
+        block = self.profile.block
+        return math.ceil(one.target / block) - one.turn.call.prompt.end // block
+
+    def _arrange(self) -> None:
+        if self._queue and self._key(self._queue[0].turn) is not None:
+            # vLLM puts a preempted sequence first
+            self._queue.sort(key=lambda one: (not one.tries, self._key(one.turn) or 0.0))
 
     def _admit(self, now: float) -> None:
         if not self._queue:
             return
-        if self._key(self._queue[0].turn) is not None:
-            # vLLM puts a preempted sequence first
-            self._queue.sort(key=lambda one: (not one.tries, self._key(one.turn) or 0.0))
         left = self._left(self._chunks())
         while self._queue and left > 0 and len(self._batch) + len(self._loading) < self.profile.sequences:
             one = self._queue[0]
@@ -218,14 +239,14 @@ class Engine:
                 return
             self._queue.pop(0)
             if one in self._batch:
-                left -= min(left, one.target - one.done)
+                left -= min(left, one.target - one.done, self._most)
 
     def _enter(self, one: Sequence, now: float) -> bool:
         """Give a sequence its blocks, and what the caches have of its prompt; it joins the batch or loads."""
         piece, block = one.turn.call.prompt, self.profile.block
         most = (one.target - 1) // block * block
         on_device, in_all = (min(tokens, most) for tokens in self.resident(piece))
-        private = math.ceil(one.target / block) - piece.end // block
+        private = self._private(one)
         if not self.device.affords(piece, private):
             return False
         line = self.device.pin(piece, now)
@@ -265,7 +286,7 @@ class Engine:
             steps = 1 if preempted else min((one.turn.call.output - one.generated for one in decoding), default=1 << 30)
             if chunks:
                 first, chunk = chunks[0]
-                whole = chunk + len(decoding) == self.profile.budget
+                whole = chunk + len(decoding) == self.profile.budget and self._most == self._longest()
                 steps = min(steps, (first.target - first.done) // chunk if whole else 1)
             steps = self._affordable(decoding, steps)
             if steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,7 +18,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -98,8 +98,8 @@ class Played:
                 self.found[new.req_id] = stats.num_local_cached_tokens
         self._flying.append(output)
 
-    def finish(self) -> None:
-        """The oldest step in flight is done."""
+    def finish(self, loaded: Iterable[str] = ()) -> None:
+        """The oldest step in flight is done, and what a connector loads for these requests is there."""
         output = self._flying.popleft()
         names = list(output.num_scheduled_tokens)
         sampled = []
@@ -110,6 +110,7 @@ class Played:
         ran = ModelRunnerOutput(
             req_ids=names, req_id_to_index={name: place for place, name in enumerate(names)},
             sampled_token_ids=sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[],
+            kv_connector_output=KVConnectorOutput(finished_recving=set(loaded)),
         )  # fmt: skip
         for core in self.scheduler.update_from_output(output, ran).values():
             for one in core.outputs:

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from vllm.config import KVTransferConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import Request
 
 from tests.kvcache.plugin.schedulers import BLOCK, Played
 
 STEP = 4 * BLOCK
 
 
+class Late(KVConnectorBase_V1):
+    """Has what a prompt has before its last tokens, where its name says how many those are; it takes a while."""
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        name, _, new = request.request_id.partition("+")
+        more = request.num_tokens - int(new) - num_computed_tokens if new else 0
+        return max(0, more), more > 0
+
+    def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None: ...
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return KVConnectorMetadata()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None: ...
+
+    def wait_for_layer_load(self, layer_name: str) -> None: ...
+
+    def save_kv_layer(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_for_save(self) -> None: ...
+
+
 def playing(**arguments: Any) -> Played:
     """Steps of four blocks."""
-    return Played(40, max_num_batched_tokens=STEP, max_num_seqs=8, **arguments)
+    given = {"max_num_seqs": 8, "blocks": 40} | arguments
+    return Played(max_num_batched_tokens=STEP, **given)
 
 
 def text(first: int, tokens: int) -> list[int]:
     return [first + place % 7 for place in range(tokens)]
 
 
-def step(played: Played) -> dict[str, int]:
-    """The tokens that one step computes of each request."""
+def step(played: Played, loaded: Iterable[str] = ()) -> dict[str, int]:
+    """The tokens that one step computes of each request; what is `loaded` is there at its end."""
     played.begin()
     planned: dict[str, int] = dict(played._flying[-1].num_scheduled_tokens)
-    played.finish()
+    played.finish(loaded)
     return planned
 
 
@@ -38,6 +65,38 @@ def test_a_turn_with_little_that_is_new_does_not_wait_behind_a_long_context() ->
         assert step(played) == planned
         played.run()
         assert {name: len(tokens) for name, tokens in played.outputs.items()} == {"long": 4, "short": 4}
+
+
+def test_who_has_passed_gets_a_token_in_each_later_step() -> None:
+    played = playing()
+    played.ask("long", text(5, 500), "a.r")
+    step(played)
+    played.ask("short", text(50, 20), "b.r", tokens=6)
+    assert step(played) == {"long": STEP - 20, "short": 20}
+    for _ in range(2):
+        assert step(played) == {"long": STEP - 1, "short": 1}
+
+
+def test_who_has_been_loaded_passes_too() -> None:
+    """While it is loaded no more is kept free for it than the token with which vLLM looks at who waits."""
+    late = KVTransferConfig(kv_connector="Late", kv_connector_module_path=__name__, kv_role="kv_both")
+    played = playing(kv_transfer_config=late)
+    played.ask("long", text(5, 500), "a.r")
+    step(played)
+    played.ask("back+20", text(50, 20 + BLOCK), "b.r")
+    played.ask("next", text(80, 20), "c.r")
+    assert step(played)["long"] >= STEP // 2
+    assert step(played, ["back+20"]).keys() == {"long", "next"}
+    assert step(played) == {"long": STEP - 21, "back+20": 20, "next": 1}
+
+
+def test_none_passes_that_cannot_join() -> None:
+    """For want of places, or of memory."""
+    for played in (playing(max_num_seqs=1), playing(blocks=15)):
+        played.ask("long", text(5, 430), "a.r")
+        step(played)
+        played.ask("short", text(50, STEP // 2), "b.r")
+        assert [step(played) for _ in range(2)] == [{"long": STEP}] * 2
 
 
 def test_what_lies_in_the_cache_is_not_new() -> None:

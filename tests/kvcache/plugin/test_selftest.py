@@ -30,6 +30,7 @@ class NoFreeing:
     reset_prefix_cache = AsyncScheduler.reset_prefix_cache
     add_request = AsyncScheduler.add_request
     _free_request = AsyncScheduler._free_request
+    _is_blocked_waiting_status = AsyncScheduler._is_blocked_waiting_status
 
 
 class OtherFreeing(AsyncScheduler):
