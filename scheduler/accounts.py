@@ -20,7 +20,7 @@ OVERLAP = 0.5  # of the device memory, that counts beside a host tier
 SHORTEST = 60.0  # seconds; no hold is overdue sooner
 # A hold is overdue after PATIENCE times what computing all once more takes, times the overload to the power of SLOPE;
 # near capacity, where plain queueing costs little, after down to NEAR of that.
-PATIENCE, SLOPE, NEAR = 2.0, 0.3, 0.25
+PATIENCE, SLOPE, NEAR = 1.7, 0.3, 0.25
 LIKELY = 0.6  # of the chance of a return that it stopped with, down to which a workflow is taken to be there
 WORTH, SOONEST = 0.1, 0.05  # of an idle time, for which an index holds; seconds that it counts as at least
 SLIM = 1e-6  # a chance that is none
