@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SHORT = 0.5  # of a step's tokens, that a prefill may have left and count as short
+SHORT = 0.5  # of the tokens that decoding leaves of a step
 
 
-def longest(budget: int, decoding: int, left: Sequence[int], coming: Sequence[int] = ()) -> int:
-    """The most tokens that one prefill may take of a step of `budget` tokens; `budget` where it may take all there are.
+def shortest(room: int) -> int:
+    """The most tokens that a prefill may have left and count as short, where decoding leaves `room` of a step."""
+    return int(SHORT * room)
 
-    `decoding` of them go to requests that decode; `left` tokens are still to be computed of each prefill that runs, and
-    `coming` of those which may join them. An engine serves prefills in the order in which they began, so
-    that a turn with a few hundred new tokens waits behind a context of a hundred thousand. Long ones leave room for
-    what short ones need, at most for what is short of a step. Among long ones, or short ones, nothing changes.
+
+def longest(room: int, left: Sequence[int], coming: Sequence[int]) -> int:
+    """The most tokens that one prefill may take of a step of which decoding leaves `room`, where short ones come first.
+
+    `left` tokens are still to be computed of each that runs, and `coming` of those which may join them. An engine
+    serves prefills in the order in which they began, so that a turn with a few hundred new tokens waits behind a
+    context of a hundred thousand. Long ones leave what is needed for short ones to join. All short ones together are
+    given half, no matter how many come; where they have that already, nobody else is let in.
     """
-    short = int(SHORT * budget)
-    long = sum(one > short for one in left)
-    needed = sum(one for one in (*left, *coming) if one <= short)
-    if not long or not needed:
-        return budget
-    return max(1, max(budget - short, budget - decoding - needed) // long)
+    bound = shortest(room)
+    long = sum(one > bound for one in left)
+    running = sum(one for one in left if one <= bound)
+    kept = min(sum(one for one in coming if one <= bound), bound - running)
+    return max(1, (room - running - kept) // long) if long and kept > 0 else room

@@ -71,11 +71,9 @@ class Ledger:
         of, running = self._of, self._running
         return [owner for owner in owners if owner not in of and owner not in running]
 
-    def reach(self, keys: Iterable[Key]) -> tuple[int, int]:
-        """How many of these blocks, from the first on, the device has, and either tier."""
-        device, host = self._copies
-        held = list(takewhile(lambda key: key in device or key in host, keys))
-        return sum(1 for _ in takewhile(device.__contains__, held)), len(held)
+    def holds(self, key: Key, tier: int) -> bool:
+        """Whether a tier has a block."""
+        return key in self._copies[tier]
 
     def runs(self, owner: str) -> bool:
         """Whether a step of the owner waits or runs."""

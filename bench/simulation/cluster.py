@@ -60,7 +60,7 @@ class Cluster:
         self.engines = [Engine(i, profile, tokens, lambda: self.now, self._wake) for i in range(workers)]
         self.system = system(self)
         for engine in self.engines:
-            engine.obey(self.system.policy(), self.system.policy(), self.system.key, self.system.ours)
+            self._put_in(engine)
 
     def at(self, time: float, what: Callable[[Any], None], argument: Any = None) -> None:
         """Call `what(argument)` at a time, in seconds; those of equal times in the order in which they were asked."""
@@ -76,8 +76,12 @@ class Cluster:
     def restore(self, worker: int) -> None:
         """It is up again."""
         self.engines[worker].up = True
-        self.engines[worker].obey(self.system.policy(), self.system.policy(), self.system.key, self.system.ours)
+        self._put_in(self.engines[worker])
         self.system.restored(worker)
+
+    def _put_in(self, engine: Engine) -> None:
+        system = self.system
+        engine.obey(system.policy(), system.policy(), system.key, system.ours, system.threshold)
 
     def again(self, turn: Turn) -> None:
         """The client calls again what was cut off, or the front what had not begun."""

@@ -3,7 +3,7 @@
 Within a jump the batch does not change, so that the time of its n steps has a closed form. As in vLLM 0.32: running
 sequences come first and share the step's token budget; waiting ones join in order while budget and blocks last, and
 nothing overtakes the first that does not fit; a prompt's blocks are allocated whole; where decoding finds no block, the
-sequence that joined last is preempted and recomputed.
+sequence that joined last is preempted and recomputed, and is then the first that waits, but where they have an order.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import math
 from collections.abc import Callable
 
 from bench.simulation.joint import Lower, Upper
-from bench.simulation.jump import Jump, Sequence
+from bench.simulation.jump import Jump, Sequence, computed, dealt
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
 from bench.simulation.system import Turn, role_of
 from bench.workloads.runs import Piece
-from kvcache.chunks import longest
+from kvcache.chunks import longest, shortest
 from kvcache.policy import Hint, Policy
+
+Key = Callable[[Turn], float | None]
 
 
 class Engine:
@@ -48,11 +50,11 @@ class Engine:
         self.prefilled_tokens = 0
         self.preemptions = 0
 
-    def obey(self, device: Policy, host: Policy, key: Callable[[Turn], float | None], ours: bool = False) -> None:
+    def obey(self, device: Policy, host: Policy, key: Key, ours: bool = False, threshold: float = 1.0) -> None:
         """Take the policies of the two tiers and the order of the waiting queue; before anything else.
 
         `ours`: our plug-in is in. The tiers are ranked as one, where there are two (else all goes to the host that it
-        can take), and short prefills pass long ones.
+        can take), and short prefills pass long ones. Else one may take `threshold` of a step where there are two.
         """
         block = self.profile.block
         blocks, below = self.kv_tokens // block, self.tier_tokens // block
@@ -60,7 +62,7 @@ class Engine:
         self.host: Shelf = lower or Shelf(below, block, host)
         self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
         self._tiers = (self.device, self.host) if self.host.blocks else (self.device,)
-        self._key, self._ours = key, ours
+        self._key, self._ours, self._threshold = key, ours, threshold
 
     def lose(self) -> list[Turn]:
         """The engine dies with all that it held. Returns its turns. It must `obey` anew before it is up."""
@@ -166,8 +168,11 @@ class Engine:
         for _ in range(2):  # a preempted sequence may be all there is: it enters again
             if self._jump is not None:
                 return
-            self._arrange()
+            if self._queue and self._key(self._queue[0].turn) is not None:
+                self._queue.sort(key=self._place)
             self._most = self._longest()
+            if self._ours:
+                self._batch.sort(key=self._long())
             self._admit(now)
             self._jump = self._next(now)
             if self._jump is not None:
@@ -178,7 +183,7 @@ class Engine:
         jump = self._jump
         if jump is None or jump.steps == 1:
             return
-        if not self._ours and jump.chunks and self._left(jump.chunks) <= 0:
+        if self._threshold == 1 and not self._ours and jump.chunks and self._left(jump.chunks) <= 0:
             return  # prefill takes the whole budget until the end of the jump
         steps = max(1, jump.covering(now - jump.start))
         if steps < jump.steps:
@@ -192,63 +197,67 @@ class Engine:
 
     def _chunks(self) -> list[tuple[Sequence, int]]:
         """What each prefilling sequence gets in the next step, in the order of the batch."""
-        chunks = []
-        left = self._left([])
-        for one in self._batch:
-            if one.done < one.target and left > 0:
-                chunk = min(left, one.target - one.done, self._most)
-                left -= chunk
-                chunks.append((one, chunk))
-        return chunks
+        return dealt((one for one in self._batch if one.left > 0), self._left([]), self._most)
+
+    def _long(self) -> Callable[[Sequence], bool]:
+        bound = shortest(self._left([]))
+        return lambda one: one.left > bound
 
     def _longest(self) -> int:
         """The most tokens that one sequence may prefill in the next step."""
-        budget = self.profile.budget
         if not self._ours:
-            return budget
-        left = [one.target - one.done for one in self._batch if one.done < one.target]
-        return longest(budget, budget - self._left([]), left, self._coming() if left else ())
+            return int(self._threshold * self.profile.budget) if self.load > 1 else self.profile.budget
+        room = self._left([])
+        left = [one.left for one in self._batch if one.left > 0]
+        return longest(room, left, self._coming() if left else ())
 
     def _coming(self) -> list[int]:
-        """What the first that waits has to compute when it joins, 1 where it is to be loaded first; none if it cannot."""
-        if not self._queue or len(self._batch) + len(self._loading) >= self.profile.sequences:
+        """What the first that waits has to compute when it joins, 1 where it is to be loaded; none if it cannot."""
+        first = self._queue[0] if self._queue and self._places > 0 else None
+        if first is None or not self.device.affords(first.turn.call.prompt, self._private(first)):
             return []
-        first = self._queue[0]
-        if not self.device.affords(first.turn.call.prompt, self._private(first)):
-            return []
-        on_device, in_all = self.resident(first.turn.call.prompt)
-        return [1 if in_all > on_device else first.target - min(on_device, first.target - 1)]
+        on_device, in_all = self._found(first)
+        return [1 if in_all > on_device else first.target - on_device]
+
+    def _found(self, one: Sequence) -> tuple[int, int]:
+        """Tokens of a sequence that need not be computed, on the device and in all: of what is there, in whole blocks.
+
+        What another sequence is computing is there as far as that has come.
+        """
+        on_device, in_all = self.resident(one.turn.call.prompt)
+        if (come := computed(one, on_device, self._batch)) < on_device:
+            on_device = in_all = come
+        block, most = self.profile.block, one.target - 1
+        return min(on_device, most) // block * block, min(in_all, most) // block * block
+
+    @property
+    def _places(self) -> int:
+        return self.profile.sequences - len(self._batch) - len(self._loading)
 
     def _private(self, one: Sequence) -> int:
         """The blocks that a sequence needs beyond those of its prompt."""
         block = self.profile.block
         return math.ceil(one.target / block) - one.turn.call.prompt.end // block
 
-    def _arrange(self) -> None:
-        if self._queue and self._key(self._queue[0].turn) is not None:
-            # vLLM puts a preempted sequence first
-            self._queue.sort(key=lambda one: (not one.tries, self._key(one.turn) or 0.0))
+    def _place(self, one: Sequence) -> tuple[float, float]:
+        return self._key(one.turn) or 0.0, one.turn.sent
 
     def _admit(self, now: float) -> None:
-        if not self._queue:
-            return
-        left = self._left(self._chunks())
-        while self._queue and left > 0 and len(self._batch) + len(self._loading) < self.profile.sequences:
+        left = self._left(self._chunks()) if self._queue else 0
+        while self._queue and left > 0 and self._places > 0:
             one = self._queue[0]
             if not self._enter(one, now):
                 return
             self._queue.pop(0)
             if one in self._batch:
-                left -= min(left, one.target - one.done, self._most)
+                left -= min(left, one.left, self._most)
 
     def _enter(self, one: Sequence, now: float) -> bool:
         """Give a sequence its blocks, and what the caches have of its prompt; it joins the batch or loads."""
-        piece, block = one.turn.call.prompt, self.profile.block
-        most = (one.target - 1) // block * block
-        on_device, in_all = (min(tokens, most) for tokens in self.resident(piece))
-        private = self._private(one)
+        piece, private = one.turn.call.prompt, self._private(one)
         if not self.device.affords(piece, private):
             return False
+        on_device, in_all = self._found(one)
         line = self.device.pin(piece, now)
         self.device.fill(line, now)
         self.device.take(private, now)
@@ -287,7 +296,8 @@ class Engine:
             if chunks:
                 first, chunk = chunks[0]
                 whole = chunk + len(decoding) == self.profile.budget and self._most == self._longest()
-                steps = min(steps, (first.target - first.done) // chunk if whole else 1)
+                whole &= not self._ours or all(map(self._long(), (one for one in self._batch if one.left > 0)))
+                steps = min(steps, first.left // chunk if whole else 1)
             steps = self._affordable(decoding, steps)
             if steps:
                 return self._timed(now, chunks, decoding, steps)
@@ -331,7 +341,9 @@ class Engine:
         return low
 
     def _preempt(self, now: float) -> None:
-        one = self._batch.pop()
+        last = self._batch[-1]
+        one = last if self._key(last.turn) is None else max(self._batch, key=self._place)
+        self._batch.remove(one)
         assert one.line is not None
         self.preemptions += 1
         self.device.give(one.private)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.simulation.shelf import Held
 from bench.simulation.system import Turn
+from bench.workloads.runs import common
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +24,30 @@ class Sequence:
     line: Held | None = None
     seen: bool = False
     tries: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that are to be prefilled yet."""
+        return self.target - self.done
+
+
+def dealt(prefilling: Iterable[Sequence], room: int, most: int) -> list[tuple[Sequence, int]]:
+    """What each gets of `room` tokens of a step, in their order, of which one may take `most`."""
+    chunks = []
+    for one in prefilling:
+        if room > 0:
+            chunks.append((one, min(room, one.left, most)))
+            room -= chunks[-1][1]
+    return chunks
+
+
+def computed(newcomer: Sequence, there: int, batch: Iterable[Sequence]) -> int:
+    """How many of the first `there` tokens of a prompt, all allocated, are computed, by whoever computes them."""
+    prompt = newcomer.turn.call.prompt
+    shared = [(one.done, common(prompt, one.turn.call.prompt)) for one in batch if one.left > 0]
+    if all(done >= min(both, there) for done, both in shared):
+        return there
+    return max(min(done, both) for done, both in shared)
 
 
 @dataclass(slots=True)

@@ -51,6 +51,9 @@ class System:
     ours = False
     """Whether its engines have our plug-in, but for its policy: they rank device and host tier as one, and so on."""
 
+    threshold = 1.0
+    """Of a step's tokens, what one prefill may take where there are two calls: vLLM's long_prefill_token_threshold."""
+
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 

@@ -105,11 +105,11 @@ def order(seams: Seams) -> None:
 def passing(seams: Seams) -> None:
     """A prefill can be kept from taking a whole step. Raises Missing."""
     _callable(seams.scheduler, "_is_blocked_waiting_status")
+    _callable(seams.pool, "get_cached_block", "hash", "groups")
     plans = inspect.getsource(seams.scheduler.schedule)
     for name in (
-        "self.scheduler_config.long_prefill_token_threshold", "self.max_num_scheduled_tokens",
-        "self.max_num_active_reqs", "self.num_waiting_for_streaming_input", "self.num_spec_tokens",
-        "self.kv_holding_waiting", "peek_request()",
+        "self.scheduler_config.long_prefill_token_threshold", "self.adaptive_long_prefill_threshold",
+        "self.max_num_scheduled_tokens", "self.num_spec_tokens", "self.kv_holding_waiting", "peek_request()",
     ):  # fmt: skip
         if name not in plans:
             raise Missing(f"{seams.scheduler.__name__}.schedule knows no {name.rpartition('.')[2]}")

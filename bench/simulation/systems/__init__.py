@@ -11,7 +11,15 @@ from bench.simulation.systems.program import RouterProgram, RouterProgramHinted
 from bench.simulation.systems.router import RouterCacheAware, RouterConsistentHash
 from bench.simulation.systems.saga import Saga
 from bench.simulation.systems.semaphore import Semaphore
-from bench.simulation.systems.stock import Stock, StockHash, StockLeastLoaded, StockRelease, StockRoundRobin, Unlimited
+from bench.simulation.systems.stock import (
+    Stock,
+    StockHash,
+    StockLeastLoaded,
+    StockRelease,
+    StockRoundRobin,
+    StockThreshold,
+    Unlimited,
+)
 from bench.simulation.systems.thunderagent import ThunderAgent
 from bench.simulation.systems.weft import (
     Weft,
@@ -28,6 +36,7 @@ SYSTEMS: dict[str, type[System]] = {
     system.name: system
     for system in (
         Stock,
+        StockThreshold,
         StockRoundRobin,
         StockLeastLoaded,
         StockHash,

@@ -54,6 +54,13 @@ class Stock(System):
         self.seats.open(worker)
 
 
+class StockThreshold(Stock):
+    """As stock, with vLLM's own remedy for long prefills: while others are there none takes more than half a step."""
+
+    name = "stock-threshold"
+    threshold = 0.5
+
+
 class StockRoundRobin(Stock):
     """LRU; each call goes to the next worker."""
 

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from bench.simulation.cluster import Cluster
 from bench.simulation.system import System
+from bench.simulation.systems.stock import StockThreshold
 from kvcache.plugin.engine import WeftScheduler
 from tests.bench.simulation.test_engine import SMALL, Ours, Sticky, session
 from tests.kvcache.plugin.schedulers import BLOCK, Played
@@ -34,6 +35,18 @@ def modelled(system: type[System], asked: Asked) -> dict[str, int]:
     return {call.run: round(call.first_token) for call in cluster.calls if call.first_token is not None}
 
 
+class Capped(Sticky):
+    """vLLM's own remedy for long prefills."""
+
+    threshold = StockThreshold.threshold
+
+
+class CappedScheduler(AsyncScheduler):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.scheduler_config.long_prefill_token_threshold = int(Capped.threshold * BUDGET)
+
+
 def real(kind: type[Any], asked: Asked) -> dict[str, int]:
     played = Played(400, kind=kind, max_num_batched_tokens=BUDGET, max_num_seqs=SECONDS.sequences)
     first: dict[str, int] = {}
@@ -52,7 +65,9 @@ def real(kind: type[Any], asked: Asked) -> dict[str, int]:
     return first
 
 
-@pytest.mark.parametrize(("system", "kind"), [(Sticky, AsyncScheduler), (Ours, WeftScheduler)])
+@pytest.mark.parametrize(
+    ("system", "kind"), [(Sticky, AsyncScheduler), (Capped, CappedScheduler), (Ours, WeftScheduler)]
+)
 @settings(max_examples=60, deadline=None)
 @given(
     asked=st.lists(

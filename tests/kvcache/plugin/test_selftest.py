@@ -53,6 +53,12 @@ class LongerQueue(FreeKVCacheBlockQueue):
         raise NotImplementedError
 
 
+class NoQueue:
+    """A pool that is made some other way."""
+
+    get_cached_block = BlockPool.get_cached_block
+
+
 class LinkedPool(BlockPool):
     """One that follows the links of the list itself."""
 
@@ -111,7 +117,7 @@ assert TIERS is not None
 LACKS = [
     ("eviction", {"scheduler": NoFreeing}), ("eviction", {"scheduler": OtherFreeing}),
     ("eviction", {"coordinator": OtherBlocks}), ("eviction", {"free_queue": LongerQueue}),
-    ("eviction", {"pool": LinkedPool}), ("eviction", {"pool": OtherPool}), ("eviction", {"pool": object}),
+    ("eviction", {"pool": LinkedPool}), ("eviction", {"pool": OtherPool}), ("eviction", {"pool": NoQueue}),
     ("order", {"waiting": FixedQueue}), ("order", {"request": PlainRequest}), ("session", {"request": OldRequest}),
     ("passing", {"scheduler": OtherSteps}),
     ("control", {"request_type": RequestTypes}), ("host_tier", {"tier": None}),
