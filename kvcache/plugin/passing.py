@@ -61,11 +61,14 @@ class Passing:
     def _coming(self, bound: int, promised: int) -> list[int]:
         """What is to be computed of each that may join: those that have been loaded, and the first that waits.
 
-        Of the latter if it is at most `bound` tokens, there is memory for it beside the `promised` tokens that those
-        who run will compute, and it did not wait on when there was room for it: then it lacks something else, and waits
-        until somebody ends.
+        None where there is no place. Of the latter if it is at most `bound` tokens, there is memory for it beside the
+        `promised` tokens that those who run will compute, and it did not wait on when there was room for it: then it
+        lacks something else, and waits until somebody ends.
         """
         scheduler = self._scheduler
+        if len(scheduler.running) + scheduler.num_waiting_for_streaming_input >= scheduler.max_num_active_reqs:
+            self._kept = ""
+            return []
         coming = [max(1, _left(one)) for one in scheduler.kv_holding_waiting if self._ready(one)]
         first = scheduler.waiting.peek_request() if scheduler.waiting else None
         if first is None or not self._ready(first):

@@ -109,7 +109,8 @@ def passing(seams: Seams) -> None:
     plans = inspect.getsource(seams.scheduler.schedule)
     for name in (
         "self.scheduler_config.long_prefill_token_threshold", "self.adaptive_long_prefill_threshold",
-        "self.max_num_scheduled_tokens", "self.num_spec_tokens", "self.kv_holding_waiting", "peek_request()",
+        "self.max_num_scheduled_tokens", "self.max_num_active_reqs", "self.num_waiting_for_streaming_input",
+        "self.num_spec_tokens", "self.kv_holding_waiting", "peek_request()",
     ):  # fmt: skip
         if name not in plans:
             raise Missing(f"{seams.scheduler.__name__}.schedule knows no {name.rpartition('.')[2]}")

@@ -123,16 +123,43 @@ def test_what_the_host_has_is_loaded_at_once() -> None:
     assert step(played) == {"long": STEP - 1, "back": 1}
 
 
-def test_who_lacks_a_place_has_room_kept_once_until_somebody_ends() -> None:
+def test_who_lacks_a_place_has_no_room_kept() -> None:
     played = playing(max_num_seqs=2)
     played.ask("long", text(5, 500), "a.r")
     step(played)
-    played.ask("one", text(30, 40), "b.r", tokens=3)
+    played.ask("one", text(30, 40), "b.r", tokens=2)
     assert step(played) == {"long": STEP - 40, "one": 40}
     played.ask("two", text(50, 20), "c.r")
-    assert step(played) == {"long": STEP - 21, "one": 1}
     assert step(played) == {"long": STEP - 1, "one": 1}
     assert step(played)["two"] == 20
+
+
+def test_who_lacks_something_else_has_room_kept_once_until_somebody_ends() -> None:
+    """As if its adapter had no place."""
+    played = playing()
+    played.ask("long", text(5, 500), "a.r")
+    step(played)
+    played.ask("short", text(50, 20), "b.r")
+    queue, scheduler = played.scheduler.waiting, played.scheduler
+    step(played)
+    other = played.ask("other", text(70, 20), "c.r")
+    schedule = AsyncScheduler.schedule
+    threshold = []
+
+    def without(self: Any, *args: Any, **kwargs: Any) -> Any:
+        threshold.append(self.scheduler_config.long_prefill_token_threshold)
+        queue.remove_requests([other])
+        try:
+            return schedule(self, *args, **kwargs)
+        finally:
+            queue.add_request(other)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(AsyncScheduler, "schedule", without)
+        for _ in range(2):
+            step(played)
+    assert threshold == [STEP - 21, 0]
+    assert scheduler.abilities["passing"]
 
 
 def test_nobody_passes_who_takes_memory_that_is_needed() -> None:
