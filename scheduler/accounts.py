@@ -77,6 +77,7 @@ class Account:
     held: dict[str, Held] = field(default_factory=dict)
     leased: bool = False
     flex: bool = False  # offline work: its leases are the first to be revoked
+    waits: float = 0.0  # seconds that steps of it were held, those of holds that are over
     told: bool | None = False  # whether its engine knows of the lease; None: it is to be told anew
     branch: Branch | None = None
     gap: Gap | None = None

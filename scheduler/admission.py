@@ -3,7 +3,7 @@
 A workflow with a lease passes. One without is given room, which, once somebody waits, must leave enough for what others
 will have grown by when one of them ends. Or the leases of idle ones are revoked, those first whose KV is worth least
 for each second and token, as long as that is under the going price; else its steps are held. The line is first come,
-first served, one for all workers of a pool; who must compute again what it had stands ahead. A hold is bounded: overdue
+first served, one for all workers of a pool; who lost what it had, or was held before, stands ahead. A hold is overdue
 after about as long as it would take to compute once more what all live workflows hold, which is what plain queueing
 would cost it; then any idle lease may go for it, and at the deadline it passes whatever there is room for. Below
 capacity nothing is ever held. Leases end with their workflow, or fade with the chance that it returns.
@@ -17,7 +17,7 @@ import heapq
 from collections import OrderedDict
 from itertools import count
 
-from scheduler.accounts import SHARE, Account, Admitted, Book, Held, Line, bound
+from scheduler.accounts import SHARE, SHORTEST, Account, Admitted, Book, Held, Line, bound
 from scheduler.gaps import Gap
 from scheduler.graph import Session, Step
 from scheduler.habits import Habits, answers
@@ -30,12 +30,11 @@ FLOOR, PRICE, EASING = 0.6, 4.0, 16.0  # the least price, that with nobody held,
 IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 LEAST_AHEAD = 0.2  # seconds of it that never matter: a busy front hears of a first token late
-LOSS = 3.0  # places in line, in seconds, for each that computing again takes what a session had
+LOSS, WAITED = 3.0, 0.5  # places in line, in seconds, for each of computing anew what it had, and of holds before
 SETTLED = 1.0  # seconds idle, from which on what is known of a gap is renewed
 GONE = 0.05  # the chance of a return below which a workflow has no lease
 FIRST_LOOK, RENEWED = 0.1, 1.5  # seconds until that chance is looked at; the growth of the idle time until the next
-AGES = 10_000  # steps that left while they were held, the latest, whose repetition takes over their age
-AWAY = 120.0  # seconds within which a step that left is sent again, if it is
+AGES, AWAY = 10_000, 120.0  # steps that left while held, the latest; seconds within which one takes over its age
 TICK = 1.0  # seconds from one look at all workers to the next
 INFINITY = float("inf")
 
@@ -93,10 +92,10 @@ class Gate:
         overdue, deadline = since + back + most, since + back + STATED * most
         if before:  # what was stated holds
             overdue, deadline = min(overdue, before.overdue), min(deadline, before.deadline)
-        same = (one for one in account.held.values() if one.step.session is step.session)
-        new = not account.contexts[step.session] and next(same, None) is None
-        lost = worker.rates.recompute(min(tokens, account.contexts[step.session]))
-        place = min(since + back - min(LOSS * lost, most), before.place if before else INFINITY)
+        new = not (account.contexts[step.session] or step.session in {h.step.session for h in account.held.values()})
+        ahead = LOSS * worker.rates.recompute(min(tokens, account.contexts[step.session]))
+        ahead = min(ahead + min(WAITED * account.waits, SHORTEST), most)
+        place = min(since + back - ahead, before.place if before else INFINITY)
         held = Held(step, tokens, since, place, overdue, max(now + TICK, deadline), cost, plain, new)
         account.held[step.id] = held
         self.held[step.id] = held, book, account
@@ -382,12 +381,13 @@ class Gate:
         return None
 
     def _grant(self, book: Book, account: Account, to: Book, now: float, why: str) -> list[Admitted]:
-        granted = []
+        granted, waits = [], account.waits + now - account.came
         for held in list(account.held.values()):
             self._unhold(held.step)
             if to is not book:
                 book.drop(held.step.session)
             self._begin(held.step, to, held.tokens, now)
+            to.account(held.step.session).waits = waits
             granted.append(Admitted(held.step, to.worker, held.tokens, now - held.since, held.plain, why))
         return granted
 

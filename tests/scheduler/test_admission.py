@@ -169,6 +169,27 @@ def test_who_must_compute_again_what_it_had_stands_ahead_of_who_has_not_begun() 
     assert new in play.held
 
 
+def test_who_was_held_before_stands_ahead_by_half_of_that_but_a_minute_at_most() -> None:
+    """So that waits do not gather on a few; who waits for the first time is overdue as ever."""
+    for waited, ahead in ((20, 10.0), (300, 60.0)):
+        play = Play()
+        running = play.call("first", 9000)
+        twice = play.call("twice", 4000)
+        gate, held = play.scheduler.gate, play.scheduler.gate.held[twice][0]
+        held.overdue = held.deadline = play.now + 1000.0
+        play.wait(waited)
+        play.done(running)
+        play.send(WorkflowFinished("t", "first"))
+        play.done(twice)
+        play.call("other", 9000)
+        assert not gate.books["w0"].idle, "the one that was idle has lost its lease"
+        new, again = play.call("new", 4000), play.call("twice", 4000)
+        lost = 3.0 * play.scheduler.workers["w0"].rates.recompute(4000)
+        other, hold = gate.held[new][0], gate.held[again][0]
+        assert other.place - hold.place == pytest.approx(min(ahead + lost, hold.overdue - hold.since), abs=0.1)
+        assert hold.overdue == other.overdue
+
+
 def test_ends_are_learned_of_the_role_after_which_a_run_ends() -> None:
     play = Play()
     for number in range(40):
