@@ -171,7 +171,7 @@ def test_who_must_compute_again_what_it_had_stands_ahead_of_who_has_not_begun() 
 
 def test_who_was_held_before_stands_ahead_by_half_of_that_but_a_minute_at_most() -> None:
     """So that waits do not gather on a few; who waits for the first time is overdue as ever."""
-    for waited, ahead in ((20, 10.0), (300, 60.0)):
+    for waited, more, ahead in ((20, 0.0, 10.0), (100, 0.0, 50.0), (100, 900.0, 60.0)):
         play = Play()
         running = play.call("first", 9000)
         twice = play.call("twice", 4000)
@@ -181,6 +181,7 @@ def test_who_was_held_before_stands_ahead_by_half_of_that_but_a_minute_at_most()
         play.done(running)
         play.send(WorkflowFinished("t", "first"))
         play.done(twice)
+        next(iter(gate.books["w0"].idle)).waits += more
         play.call("other", 9000)
         assert not gate.books["w0"].idle, "the one that was idle has lost its lease"
         new, again = play.call("new", 4000), play.call("twice", 4000)
