@@ -71,10 +71,6 @@ class Ledger:
         of, running = self._of, self._running
         return [owner for owner in owners if owner not in of and owner not in running]
 
-    def holds(self, key: Key, tier: int) -> bool:
-        """Whether a tier has a block."""
-        return key in self._copies[tier]
-
     def runs(self, owner: str) -> bool:
         """Whether a step of the owner waits or runs."""
         return owner in self._running

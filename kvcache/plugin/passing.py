@@ -99,6 +99,6 @@ class Passing:
         hashes, pool = request.block_hashes, self._scheduler.kv_cache_manager.block_pool
         places = [group.place]
         have = bisect_left(range(len(hashes)), True, key=lambda at: pool.get_cached_block(hashes[at], places) is None)
-        if have < len(hashes) and self._ledger.holds(bytes(hashes[have]), HOST):
+        if have < len(hashes) and self._ledger.copies(bytes(hashes[have]), HOST):
             return 1
         return max(1, tokens - have * group.block)
