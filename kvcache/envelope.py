@@ -20,7 +20,8 @@ was out of range, or more were sent than are read), `rejected` (no such owner he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert
@@ -71,14 +72,17 @@ class _Indices(Struct, gc=False):
     last: float
     values: bytes
 
-    def curves(self, number: int) -> list[LogCurve]:
-        """One for each of so many owners. ValueError where they are none."""
-        first, last, values = self.first, self.last, self.values
-        size, rest = divmod(len(values), number)
+    def size(self, number: int) -> int:
+        """Bytes of each of so many curves. ValueError where they are none."""
+        size, rest = divmod(len(self.values), number)
         if rest:
             raise ValueError("not as many values for each")
-        LogCurve(first, last, values[:size]).check()
-        return [LogCurve(first, last, values[at : at + size]) for at in range(0, len(values), size)]
+        LogCurve(self.first, self.last, self.values[:size]).check()
+        return size
+
+    def curve(self, place: int, size: int) -> LogCurve:
+        """That of one owner."""
+        return LogCurve(self.first, self.last, self.values[place * size : (place + 1) * size])
 
 
 class Foretold(Struct, gc=False):
@@ -92,24 +96,43 @@ class Foretold(Struct, gc=False):
     hold: Annotated[list[Span], _AS_MANY] | UnsetType = UNSET
     reuse: Annotated[list[Chance], _AS_MANY] | UnsetType = UNSET
 
-    def hints(self, now: float) -> list[Hint]:
-        """One for each owner. ValueError where a column is longer or shorter."""
-        number = len(self.owners)
-        columns = (self.idle, self.leased, self.next_use, self.hold, self.reuse)
-        if any(column is not UNSET and len(column) != number for column in columns):
+
+class Rows(Mapping[str, Hint]):
+    """What columns say of each owner, told at `now` in seconds. A hint is made when it is looked up: where much is
+    told, most of it is out of date by then. ValueError where a column is longer or shorter."""
+
+    def __init__(self, said: Foretold, now: float) -> None:
+        columns = (said.idle, said.leased, said.next_use, said.hold, said.reuse)
+        if any(column is not UNSET and len(column) != len(said.owners) for column in columns):
             raise ValueError("not as many figures as owners")
-        nothing: list[None] = [None] * number
-        curves = nothing if self.index is UNSET else self.index.curves(number)
-        foreseen = self.next_use is not UNSET and self.index is UNSET
-        uses = [now + ahead for ahead in self.next_use] if foreseen else nothing  # type: ignore[union-attr]
-        holds = nothing if self.hold is UNSET else self.hold
-        reuses = nothing if self.reuse is UNSET else self.reuse
-        return [
-            Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
-            for idle, curve, next_use, hold, reuse, leased in zip(
-                self.idle, curves, uses, holds, reuses, self.leased, strict=True
-            )
-        ]
+        self._said, self._now = said, now
+        self._size = 0 if said.index is UNSET else said.index.size(len(said.owners))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._said.owners)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, owner: str) -> Hint:
+        place, said, now = self._places[owner], self._said, self._now
+        uses, holds, reuses, curve = said.next_use, said.hold, said.reuse, None
+        if said.index is not UNSET:
+            uses, curve = UNSET, said.index.curve(place, self._size)
+        return Hint(
+            now - said.idle[place],
+            curve,
+            None,
+            None if uses is UNSET else now + uses[place],
+            None if holds is UNSET else holds[place],
+            None if reuses is UNSET else reuses[place],
+            1.0,
+            said.leased[place],
+        )
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {owner: place for place, owner in enumerate(self._said.owners)}
 
 
 class Released(Struct, gc=False):
@@ -244,7 +267,9 @@ def _rows(action: Any) -> list[dict[str, Any]]:
         owners = convert(columns.get("owners"), Annotated[list[Any], Meta(min_length=1), _AS_MANY])
         lists = {name: columns[name] for name in ("idle", "leased", "next_use", "hold", "reuse") if name in columns}
         if "index" in columns:
-            lists["index"] = convert(columns["index"], _Indices).curves(len(owners))
+            index = convert(columns["index"], _Indices)
+            size = index.size(len(owners))
+            lists["index"] = [index.curve(place, size) for place in range(len(owners))]
         rows = list(zip(*(convert(one, list[Any]) for one in lists.values()), strict=True))
     except (*BROKEN, ValueError):
         return []

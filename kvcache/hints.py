@@ -90,10 +90,11 @@ class Hints:
 
     def _foretell(self, said: envelope.Foretold, now: float) -> Sequence[Answer]:
         try:
-            hints = said.hints(now)
+            strangers = self._keeper.told(envelope.Rows(said, now), now)
         except ValueError as why:
             raise _Unfit(REJECTED, str(why)) from None
-        strangers = self._keeper.told(dict(zip(said.owners, hints, strict=True)), now)
+        if not strangers:
+            return _ONE_DONE * len(said.owners)
         unknown: dict[str, Answer] = {
             owner: {"owner": owner, "status": REJECTED, "reason": STRANGER} for owner in strangers
         }
@@ -127,6 +128,7 @@ class Hints:
     def _fetch(self, said: envelope.Fetched, now: float) -> None:
         if self._prefetch is None:
             raise _Unfit(UNSUPPORTED)
+        self._keeper.settle(now, due=False)
         if not self._prefetch(said.owner, said.within):
             raise _Unfit(REJECTED, "nothing to fetch")
 

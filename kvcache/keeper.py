@@ -6,11 +6,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from kvcache.ledger import ANONYMOUS, DEVICE, Key, Ledger
-from kvcache.policy import Hint, Policy
+from kvcache.policy import INFINITY, Hint, Policy
 from kvcache.tier import Tier
 
 MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
+
+PACE = 2500.0
+"""Owners a second of which it is taken in at once what was told. What comes faster than for `TOGETHER` seconds, in
+which the core speaks once, waits as long at most, and then the last word on each owner counts."""
+
+TOGETHER = 0.1
 
 
 class Keeper:
@@ -26,6 +32,8 @@ class Keeper:
         self.host: Tier[Key] = Tier(policy, self.ledger, block)
         self._leaving: dict[str, None] = {}  # released while a step of theirs waits or runs
         self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._told: dict[str, Mapping[str, Hint]] = {}  # where it stands what was told last and is not taken in yet
+        self._settles = -INFINITY  # when it may be
 
     def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> int:
         """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows.
@@ -35,6 +43,7 @@ class Keeper:
         self._strangers.pop(owner, None)
         self._leaving.pop(owner, None)
         if owner != ANONYMOUS:
+            self._hear(owner, now)
             self.policy.started(owner, now)
         step = self.ledger.began(owner, keys, now)
         self._changed(owner, now)
@@ -53,6 +62,7 @@ class Keeper:
     def left(self, owner: str, tokens: int, now: float) -> None:
         """The step has ended, well or not, with so many tokens of context."""
         if owner != ANONYMOUS:
+            self._hear(owner, now)
             self.policy.finished(owner, tokens, now)
         self.ledger.left(owner)
         if owner in self._leaving and not self.ledger.runs(owner):
@@ -62,12 +72,12 @@ class Keeper:
         self.sweep()
 
     def told(self, hints: Mapping[str, Hint], now: float) -> list[str]:
-        """Something is foretold of owners. Of those of whom nothing is known here, which it returns, it is kept for a
-        while."""
-        self.policy.told(hints, now)
-        for tier in (self.device, self.host):
-            if tier:
-                tier.order.all_changed(hints, now)
+        """Something is foretold of owners; it counts at once, or from the next `settle` that is due.
+
+        Of those of whom nothing is known here, which it returns, it is kept for a while.
+        """
+        self._told.update(dict.fromkeys(hints, hints))
+        self.settle(now)
         unknown, strangers = self.ledger.strangers(hints), self._strangers
         for owner in unknown:
             strangers[owner] = None
@@ -75,8 +85,23 @@ class Keeper:
         while len(strangers) > MOST_STRANGERS:
             oldest, _ = strangers.popitem(last=False)
             if oldest not in self.ledger:
-                self.policy.forgotten(oldest)
+                self._forget(oldest)
         return unknown
+
+    def settle(self, now: float, due: bool = True) -> None:
+        """Take in what was told; where it is due by the `PACE`, or in any case.
+
+        Whoever evicts or fetches calls it before. What one owner was told counts before its next event in any case.
+        """
+        if not self._told or (due and now < self._settles):
+            return
+        told = {owner: hints[owner] for owner, hints in self._told.items()}
+        self._told.clear()
+        self._settles = min(max(self._settles, now - TOGETHER) + len(told) / PACE, now + TOGETHER)
+        self.policy.told(told, now)
+        for tier in (self.device, self.host):
+            if tier:
+                tier.order.all_changed(told, now)
 
     def released(self, owner: str, now: float) -> bool:
         """The owner's KV is dead; once its steps have left, if some wait or run. False where nothing is known of it."""
@@ -84,17 +109,19 @@ class Keeper:
             self._leaving[owner] = None
             return True
         known = owner in self.ledger
+        self._hear(owner, now)
         self.policy.released(owner, now)
         self.ledger.released(owner, now)
         self._changed(owner, now)
         self.sweep()
         if not known:
             self._strangers.pop(owner, None)
-            self.policy.forgotten(owner)
+            self._forget(owner)
         return known
 
     def rerank(self, now: float) -> None:
         """The policy has changed its mind: all free blocks are ranked anew."""
+        self.settle(now, due=False)
         self.device.order.rerank(now)
         self.host.order.rerank(now)
 
@@ -104,7 +131,7 @@ class Keeper:
         while ledger.forgotten:
             owner, _ = ledger.forgotten.popitem()
             if owner not in ledger:
-                self.policy.forgotten(owner)
+                self._forget(owner)
 
     def held(self, owner: str) -> tuple[int, int]:
         """Tokens of an owner on the device and on the host."""
@@ -124,6 +151,14 @@ class Keeper:
         (self.device if tier == DEVICE else self.host).clear()
         self.ledger.clear(tier)
         self.sweep()
+
+    def _hear(self, owner: str, now: float) -> None:
+        if (hints := self._told.pop(owner, None)) is not None:
+            self.policy.told({owner: hints[owner]}, now)
+
+    def _forget(self, owner: str) -> None:
+        self._told.pop(owner, None)
+        self.policy.forgotten(owner)
 
     def _changed(self, owner: str, now: float) -> None:
         if owner != ANONYMOUS:

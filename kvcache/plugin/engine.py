@@ -141,6 +141,7 @@ class WeftScheduler(AsyncScheduler):  # type: ignore[misc]
         super()._free_request_blocks(request)
 
     def _plan(self, steps: Steps) -> None:
+        steps.planned(self.clock())
         if self._passing is not None:
             self._passing.plan()
 

@@ -49,6 +49,10 @@ class Steps:
         self._of.setdefault(owner, {})[request.request_id] = request
         self._numbers[request.request_id] = self._keeper.began(owner, self._prompt(request), now)
 
+    def planned(self, now: float) -> None:
+        """What the engine computes next is about to be chosen."""
+        self._keeper.settle(now)
+
     def admitted(
         self, found: Sequence[tuple[Request, int, Sequence[KVCacheBlock]]], used: int, late: Counter[int], now: float
     ) -> None:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("engine")
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(3600 if item.get_closest_marker("proof") else 600))
 
 
 @dataclass
