@@ -20,8 +20,8 @@ class Order(Generic[S]):
 
     A rank is as of the latest event of the stack's owners, or at most `policy.refresh` seconds old. Whoever calls
     tells the policy of an event, then `changed` here; the stacks are ranked anew when somebody asks for an order, once
-    for all events since. Stacks are hashed by identity. Their `tokens` may change at any
-    time, `freed` and `owners` only before another `add`, or `owners` before `changed` for one that it had.
+    for all events since. Stacks are hashed by identity. Their `tokens` may change at any time, `freed` and `owners`
+    only before another `add`.
 
     For a queue of free blocks: a stack is a run of blocks of equal owners that were freed together; such runs are added
     tail first, blocks are taken from the tail of `first`, and a stack that has none left is discarded. A block that no
@@ -111,9 +111,7 @@ class Order(Generic[S]):
         many = len(stacks) > len(entries) // MANY
         for stack in stacks:
             was, freed, number, _, owners = entries[stack]
-            if tuple(stack.owners) != owners:
-                self.add(stack, now)
-            elif (new := ranked(owners, freed, now)) != was:
+            if (new := ranked(owners, freed, now)) != was:
                 entry = entries[stack] = (new, freed, number, stack, owners)
                 if not many:
                     heappush(self._heap, entry)

@@ -95,7 +95,7 @@ def test_an_owner_that_leaves_a_stack_no_longer_keeps_it() -> None:
     order.add(other, 2)
     assert order.first(2) is other
     shared.owners = ["b"]
-    order.changed("a", 2)
+    order.add(shared, 2)
     assert order.first(2) is shared
     policy.told({"b": next_use(10)}, 2)
     order.changed("b", 2)
@@ -114,7 +114,7 @@ def test_an_owner_that_takes_another_s_place_counts_from_then_on() -> None:
     order.add(handed, 2)
     order.add(other, 2)
     handed.owners = ["b"]
-    order.changed("a", 2)
+    order.add(handed, 2)
     assert order.first(2) is other
     policy.told({"b": next_use(90)}, 2)
     order.changed("b", 2)

@@ -86,10 +86,11 @@ class OrderMachine(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def leave(self, owner: str) -> None:
         """The owner's blocks are all superseded, so that it has none."""
-        for run in self.runs:
-            run.owners = [other for other in run.owners if other != owner]
         self.policy.forgotten(owner)
-        self.order.changed(owner, self.now)
+        for run in self.runs:
+            if owner in run.owners:
+                run.owners = [other for other in run.owners if other != owner]
+                self.order.add(run, self.now)
 
     @rule(used=st.floats(0, 1))
     def press(self, used: float) -> None:
