@@ -98,8 +98,11 @@ class Foretold(Struct, gc=False):
 
 
 class Rows(Mapping[str, Hint]):
-    """What columns say of each owner, told at `now` in seconds. A hint is made when it is looked up: where much is
-    told, most of it is out of date by then. ValueError where a column is longer or shorter."""
+    """What columns say of each owner, told at `now` in seconds; of one that stands there twice, the last counts.
+
+    A hint is made when it is looked up: where much is told, most of it is out of date by then. ValueError where a
+    column is longer or shorter.
+    """
 
     def __init__(self, said: Foretold, now: float) -> None:
         columns = (said.idle, said.leased, said.next_use, said.hold, said.reuse)
@@ -112,7 +115,7 @@ class Rows(Mapping[str, Hint]):
         return iter(self._said.owners)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._said.owners)
 
     def __getitem__(self, owner: str) -> Hint:
         place, said, now = self._places[owner], self._said, self._now

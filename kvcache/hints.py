@@ -90,9 +90,10 @@ class Hints:
 
     def _foretell(self, said: envelope.Foretold, now: float) -> Sequence[Answer]:
         try:
-            strangers = self._keeper.told(envelope.Rows(said, now), now)
+            rows = envelope.Rows(said, now)
         except ValueError as why:
             raise _Unfit(REJECTED, str(why)) from None
+        strangers = self._keeper.told(rows, now)
         if not strangers:
             return _ONE_DONE * len(said.owners)
         unknown: dict[str, Answer] = {
@@ -128,7 +129,6 @@ class Hints:
     def _fetch(self, said: envelope.Fetched, now: float) -> None:
         if self._prefetch is None:
             raise _Unfit(UNSUPPORTED)
-        self._keeper.settle(now, due=False)
         if not self._prefetch(said.owner, said.within):
             raise _Unfit(REJECTED, "nothing to fetch")
 

@@ -13,10 +13,11 @@ MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
 
 PACE = 2500.0
-"""Owners a second of which it is taken in at once what was told. What comes faster than for `TOGETHER` seconds, in
-which the core speaks once, waits as long at most, and then the last word on each owner counts."""
+"""Owners a second of which hints are taken in as they come, after a burst of as many as in `TOGETHER` seconds. What
+comes faster waits until the first step after that time, and only the last word on each owner is taken in."""
 
 TOGETHER = 0.1
+"""Seconds, in which the core speaks once."""
 
 
 class Keeper:
@@ -32,8 +33,8 @@ class Keeper:
         self.host: Tier[Key] = Tier(policy, self.ledger, block)
         self._leaving: dict[str, None] = {}  # released while a step of theirs waits or runs
         self._strangers: OrderedDict[str, None] = OrderedDict()
-        self._told: dict[str, Mapping[str, Hint]] = {}  # where it stands what was told last and is not taken in yet
-        self._settles = -INFINITY  # when it may be
+        self._told: dict[str, Mapping[str, Hint]] = {}  # the latest message that is not taken in yet, by owner
+        self._settles = -INFINITY  # until then nothing is
 
     def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> int:
         """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows.
@@ -72,7 +73,7 @@ class Keeper:
         self.sweep()
 
     def told(self, hints: Mapping[str, Hint], now: float) -> list[str]:
-        """Something is foretold of owners; it counts at once, or from the next `settle` that is due.
+        """Something is foretold of owners; it counts now, or from a later `settle` on. `hints` change no more.
 
         Of those of whom nothing is known here, which it returns, it is kept for a while.
         """
@@ -88,12 +89,12 @@ class Keeper:
                 self._forget(oldest)
         return unknown
 
-    def settle(self, now: float, due: bool = True) -> None:
-        """Take in what was told; where it is due by the `PACE`, or in any case.
+    def settle(self, now: float, at_once: bool = False) -> None:
+        """Take in what was told, where the `PACE` lets it. To be called before each step of the engine.
 
-        Whoever evicts or fetches calls it before. What one owner was told counts before its next event in any case.
+        What an owner was told counts before its own next event in any case.
         """
-        if not self._told or (due and now < self._settles):
+        if not self._told or (now < self._settles and not at_once):
             return
         told = {owner: hints[owner] for owner, hints in self._told.items()}
         self._told.clear()
@@ -109,7 +110,7 @@ class Keeper:
             self._leaving[owner] = None
             return True
         known = owner in self.ledger
-        self._hear(owner, now)
+        self._told.pop(owner, None)
         self.policy.released(owner, now)
         self.ledger.released(owner, now)
         self._changed(owner, now)
@@ -121,7 +122,7 @@ class Keeper:
 
     def rerank(self, now: float) -> None:
         """The policy has changed its mind: all free blocks are ranked anew."""
-        self.settle(now, due=False)
+        self.settle(now, at_once=True)
         self.device.order.rerank(now)
         self.host.order.rerank(now)
 

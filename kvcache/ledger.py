@@ -336,7 +336,10 @@ class Ledger:
         self._supersede(role, shared, now)
         self._own(role, shared, now)
         for span in self._of.get(role, ()):
-            span.roles[role] = None
+            if role not in span.roles:
+                span.roles[role] = None
+                if len(span.owners) > MOST_OWNERS:  # it is ranked by one branch more
+                    span.tell(now)
 
     def _recall(self, role: str, step: _Last) -> None:
         """This is the latest step of the role, to compare the next one with; its blocks may be gone by then."""

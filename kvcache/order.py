@@ -63,7 +63,7 @@ class Order(Generic[S]):
                 stacks[stack] = None
             else:
                 self._of[owner] = {stack: None}
-        self._push((self._policy.rank(stack, now), freed, number, stack, owners))
+        self._push((self._policy.ranked(owners, freed, now), freed, number, stack, owners))
 
     def discard(self, stack: S) -> None:
         """Take the stack out, if it is in."""

@@ -26,7 +26,7 @@ from scheduler.successions import Successions
 from scheduler.workers import Worker
 
 STATED = 2.0  # times that: its deadline
-FLOOR, PRICE, EASING = 0.5, 1.0, 0.25  # in prefill a second for all the memory: least, most; falls with what is wanted
+FLOOR, PRICE, EASING = 0.5, 1.0, 0.25  # least price, that with nobody held, how fast it falls; prefill a second for all
 IDLE = 1.0  # the price of a second in which a worker has nothing to do: KV may cost that to recompute
 AHEAD = 0.15  # of what computing a held step's context anew takes: prefill before it when it is let in
 LEAST_AHEAD = 0.2  # seconds of it that never matter: a busy front hears of a first token late

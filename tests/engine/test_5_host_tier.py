@@ -19,7 +19,7 @@ def played(home: Path, *mode: str) -> dict:
     """What `tests.engine.tier` says, in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-m", "tests.engine.tier", str(embedded.ensure(home)), *mode]
-    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3600, check=False)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3500, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads(ended.stdout.splitlines()[-1])
 

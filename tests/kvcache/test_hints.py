@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from json import dumps
 from struct import pack
 from typing import Any
@@ -118,6 +119,12 @@ def test_many_owners_are_foretold_at_once_as_each_would_be(keeper: Keeper) -> No
     assert hints[0] == hints[1]
     assert hints[0].keys() == {"a", "b", "c"}
     assert answers[2] == {"owner": "c", "status": REJECTED, "reason": "no such owner"}
+
+
+def test_of_an_owner_that_stands_in_a_message_twice_the_last_word_counts(keeper: Keeper) -> None:
+    columns = {"owners": ["a", "b", "a"], "idle": [0, 0, 0], "leased": [False] * 3, "next_use": [1, 5, 9]}
+    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [ACCEPTED] * 3
+    assert first(keeper, 1.0) == "a"
 
 
 @pytest.mark.parametrize("broken", [
@@ -260,11 +267,14 @@ def test_a_message_that_is_sent_again_is_not_carried_out_again(keeper: Keeper) -
     assert first(keeper, 4.0) == "a"
 
 
-def test_a_million_unknown_owners_are_forgotten_again(keeper: Keeper) -> None:
+@pytest.mark.parametrize("at", [lambda start: 1.0, lambda start: 1.0 + start / 30_000], ids=["at once", "in a second"])
+def test_a_million_unknown_owners_are_forgotten_again(keeper: Keeper, at: Callable[[int], float]) -> None:
     engine = Hints(keeper, reordered=lambda owner: None)
     for start in range(0, 30_000, 1000):
         actions = [("kv.retain", {"owner": f"o{n}", "next_use": 1}) for n in range(start, start + 1000)]
-        assert set(statuses(engine.handle(message(*actions, name=str(start)), 1.0))) == {REJECTED}
+        assert set(statuses(engine.handle(message(*actions, name=str(start)), at(start)))) == {REJECTED}
+        assert len(keeper._told) <= MOST_STRANGERS + 2
+    keeper.settle(2.0, at_once=True)
     assert isinstance(keeper.policy, Retention)
     assert len(keeper.policy._hints) <= MOST_STRANGERS + 2
     assert keeper.policy.rank(next(iter(keeper.device.order)), 2.0)[0] == UNKNOWN

@@ -288,7 +288,7 @@ def test_what_a_step_looks_at_does_not_grow_with_the_host(stacks: int, sooner: b
     for key in engine.blocks.values():
         keeper.ledger.gained(key, DEVICE)
     keeper.device.put(list(engine.blocks.items())[::-1], HERE)
-    keeper.settle(HERE, due=False)
+    keeper.settle(HERE, at_once=True)
     engine.asked = 0
     moves = engine.joint.moves(100, HERE)
     assert bool(moves) == sooner

@@ -108,7 +108,7 @@ def test_a_thousand_hints_are_ranked_once_when_a_block_is_wanted() -> None:
     for ahead in range(1000):
         keeper.told({"a": Hint(0.0, next_use=10.0 + ahead)}, 0.0)
         keeper.told({"b": Hint(0.0, next_use=1009.0 - ahead)}, 0.0)
-    keeper.settle(0.0, due=False)
+    keeper.settle(0.0, at_once=True)
     assert len(keeper.device.order._heap) <= 4
     assert list(keeper.device) == [0, 1]
     assert keeper.device.take(1, 0.0) == [(0, "a")]

@@ -134,6 +134,23 @@ def test_idle_leases_are_revoked_for_who_waits_the_longest_idle_first() -> None:
     assert leased == {"b", "c"}
 
 
+@pytest.mark.parametrize(("memories", "price"), [(0, 1.0), (2, 2 / 3), (4, 0.5), (40, 0.5)])
+def test_an_idle_lease_goes_while_its_memory_saves_less_prefill_than_the_price_for_so_much_held(
+    memories: int, price: float
+) -> None:
+    play = Play()
+    play.turn("idle", 4000)
+    play.call("busy", 3000)
+    gate, book = play.scheduler.gate, play.scheduler.gate.books["w0"]
+    (idle,) = book.idle
+    book.wanted = memories * KV
+    idle.worth_until = float("inf")
+    for share, goes in ((0.99, [idle]), (1.01, None)):
+        idle.worth = share * price / KV  # prefill saved a second, for each token
+        victims = gate._payable(book, int(book.room) + 1000, play.now)
+        assert (victims and [victim for _, victim in victims]) == goes
+
+
 def test_who_waits_is_let_in_when_there_is_room_for_what_the_others_will_have_grown_by_too() -> None:
     play = Play()
     for number in range(12):  # of four stops one is the last, and from each to the next 1,000 tokens come

@@ -230,7 +230,7 @@ def test_a_reset_while_requests_run_forgets_nothing_or_preempts_them() -> None:
     assert played.pool.get_num_free_blocks() == 16
 
 
-FAULTS = ["began", "wrote", "left", "sweep", "told"]
+FAULTS = ["began", "wrote", "left", "sweep", "told", "settle"]
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
@@ -247,12 +247,12 @@ def test_when_ours_fails_vllm_goes_on_as_if_it_had_never_been(where: str, after:
     }.get(where, (keeper, where))  # fmt: skip
     count, does = 0, getattr(of, name)
 
-    def fails(*args: Any) -> Any:
+    def fails(*args: Any, **more: Any) -> Any:
         nonlocal count
         count += 1
         if count > after:
             raise ArithmeticError("not today")
-        return does(*args)
+        return does(*args, **more)
 
     setattr(of, name, fails)
     for number in range(24):
