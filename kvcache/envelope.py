@@ -80,9 +80,10 @@ class _Indices(Struct, gc=False):
         LogCurve(self.first, self.last, self.values[:size]).check()
         return size
 
-    def curve(self, place: int, size: int) -> LogCurve:
-        """That of one owner."""
-        return LogCurve(self.first, self.last, self.values[place * size : (place + 1) * size])
+    def curves(self, number: int) -> list[LogCurve]:
+        """One for each of so many owners. ValueError where they are none."""
+        first, last, values, size = self.first, self.last, self.values, self.size(number)
+        return [LogCurve(first, last, values[at : at + size]) for at in range(0, len(values), size)]
 
 
 class Foretold(Struct, gc=False):
@@ -100,16 +101,18 @@ class Foretold(Struct, gc=False):
 class Rows(Mapping[str, Hint]):
     """What columns say of each owner, told at `now` in seconds; of one that stands there twice, the last counts.
 
-    A hint is made when it is looked up: where much is told, most of it is out of date by then. ValueError where a
-    column is longer or shorter.
+    Hints are made when the first is looked up: where much is told, most messages are out of date by then. ValueError
+    where a column is longer or shorter.
     """
 
     def __init__(self, said: Foretold, now: float) -> None:
+        number = len(said.owners)
         columns = (said.idle, said.leased, said.next_use, said.hold, said.reuse)
-        if any(column is not UNSET and len(column) != len(said.owners) for column in columns):
+        if any(column is not UNSET and len(column) != number for column in columns):
             raise ValueError("not as many figures as owners")
+        if said.index is not UNSET:
+            said.index.size(number)
         self._said, self._now = said, now
-        self._size = 0 if said.index is UNSET else said.index.size(len(said.owners))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._said.owners)
@@ -118,24 +121,21 @@ class Rows(Mapping[str, Hint]):
         return len(self._said.owners)
 
     def __getitem__(self, owner: str) -> Hint:
-        place, said, now = self._places[owner], self._said, self._now
-        uses, holds, reuses, curve = said.next_use, said.hold, said.reuse, None
-        if said.index is not UNSET:
-            uses, curve = UNSET, said.index.curve(place, self._size)
-        return Hint(
-            now - said.idle[place],
-            curve,
-            None,
-            None if uses is UNSET else now + uses[place],
-            None if holds is UNSET else holds[place],
-            None if reuses is UNSET else reuses[place],
-            1.0,
-            said.leased[place],
-        )
+        return self._hints[owner]
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {owner: place for place, owner in enumerate(self._said.owners)}
+    def _hints(self) -> dict[str, Hint]:
+        said, now, nothing = self._said, self._now, [None] * len(self._said.owners)
+        curves = nothing if said.index is UNSET else said.index.curves(len(nothing))
+        foreseen = said.next_use is not UNSET and said.index is UNSET
+        uses = [now + ahead for ahead in said.next_use] if foreseen else nothing  # type: ignore[union-attr]
+        holds = nothing if said.hold is UNSET else said.hold
+        reuses = nothing if said.reuse is UNSET else said.reuse
+        columns = zip(said.owners, said.idle, curves, uses, holds, reuses, said.leased, strict=True)
+        return {
+            owner: Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
+            for owner, idle, curve, next_use, hold, reuse, leased in columns
+        }
 
 
 class Released(Struct, gc=False):
@@ -270,9 +270,7 @@ def _rows(action: Any) -> list[dict[str, Any]]:
         owners = convert(columns.get("owners"), Annotated[list[Any], Meta(min_length=1), _AS_MANY])
         lists = {name: columns[name] for name in ("idle", "leased", "next_use", "hold", "reuse") if name in columns}
         if "index" in columns:
-            index = convert(columns["index"], _Indices)
-            size = index.size(len(owners))
-            lists["index"] = [index.curve(place, size) for place in range(len(owners))]
+            lists["index"] = convert(columns["index"], _Indices).curves(len(owners))
         rows = list(zip(*(convert(one, list[Any]) for one in lists.values()), strict=True))
     except (*BROKEN, ValueError):
         return []
