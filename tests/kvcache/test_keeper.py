@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 from hypothesis import given
@@ -135,6 +135,14 @@ class Telling:
             for number, owner in enumerate(self.owners):
                 step(keeper, owner, None, owner)
                 keeper.device.put([(number, owner)], 1.0)
+        self.taken: list[tuple[float, int]] = []  # when the first one took in what it was told, of how many owners
+        does = self.both[0].policy.told
+
+        def takes(hints: Mapping[str, Hint], now: float) -> None:
+            self.taken.append((now, len(hints)))
+            does(hints, now)
+
+        self.both[0].policy.told = takes  # type: ignore[method-assign]
 
     def tell(self, owners: Iterable[str], ahead: float, now: float) -> None:
         for keeper in self.both:
@@ -163,9 +171,7 @@ def test_what_the_core_tells_at_its_own_pace_is_ranked_by_at_once() -> None:
 
 def test_of_a_flood_the_last_word_on_each_owner_is_taken_in_a_tenth_of_a_second_later() -> None:
     told = Telling(400)
-    paced, taken = told.both[0], []
-    does = paced.policy.told
-    paced.policy.told = lambda hints, now: (taken.append((now, len(hints))), does(hints, now))[1]  # type: ignore[method-assign]
+    paced, taken = told.both[0], told.taken
     for turn in range(1000):
         now = 2.0 + turn / 1000
         told.tell(told.owners, 1.0 + turn % 7, now)
@@ -185,12 +191,9 @@ def test_of_a_flood_the_last_word_on_each_owner_is_taken_in_a_tenth_of_a_second_
 
 def test_a_few_owners_at_a_time_are_taken_in_at_the_pace_and_no_faster() -> None:
     told = Telling(100)
-    paced, taken = told.both[0], []
-    does = paced.policy.told
-    paced.policy.told = lambda hints, now: (taken.append(len(hints)), does(hints, now))[1]  # type: ignore[method-assign]
     for turn in range(1000):
         told.tell(told.owners[turn % 10 :: 10], 1.0 + turn % 7, 2.0 + turn / 1000)
-    assert PACE <= sum(taken) <= PACE * (1 + TOGETHER) + 100
+    assert PACE <= sum(owners for _, owners in told.taken) <= PACE * (1 + TOGETHER) + 100
 
 
 def test_what_was_told_of_an_owner_whose_last_block_is_gone_is_not_taken_in(keeper: Keeper) -> None:
