@@ -264,6 +264,7 @@ def _play(turn: int) -> float:
 
 def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
     """What the core says of these owners, in its own words: their learned gaps, or when they run next."""
+    from kvcache.envelope import packed
     from kvcache.policy import Hint
     from scheduler.actions import Retain
     from scheduler.gaps import GAPS, Gap
@@ -275,7 +276,7 @@ def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
         next_use = None if curves else 1.0 + place % 60
         hint = Hint(-0.5 - place % 7, gap=gap, next_use=next_use, hold=30.0, reuse=0.9, leased=place % 3 > 0)
         advice.append(Retain("w", owner, hint))
-    return {"protocol_version": 1, "message_id": name, "actions": json.encode(actions("", advice, 0.0))}
+    return {"protocol_version": 1, "message_id": name, "actions": packed(json.encode(actions("", advice, 0.0)))}
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The words in which the core tells an engine of its owners: the actions of vLLM's `kv_hints` envelope, and answers.
 
 A message is `{protocol_version: 1, message_id, actions: [{action_id, action_type, action_version: 1, payload}]}`; its
-actions may also be the JSON of that list as bytes, which is read fastest. Names are owners, never requests. Times are
-spans in seconds as of the message, since clocks differ. Advice only: whatever is in it, nothing fails, blocks or grows
-without bound.
+actions may also be that list as bytes, in JSON or `packed`, which is read fastest. Names are owners, never requests.
+Times are spans in seconds as of the message, since clocks differ. Advice only: whatever is in it, nothing fails, blocks
+or grows without bound.
 
 `kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
                  are little-endian float32 in base64 (`kvcache.curve`)
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert
+from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert, msgpack
 from msgspec.json import Decoder, decode
 
 from kvcache.curve import LogCurve
@@ -195,7 +195,9 @@ class Priority(_Action, tag="weft.priority", kw_only=True, gc=False):
 
 Action = Retain | Foretell | Release | Prefetch | Priority
 TYPES = tuple(kind.__struct_config__.tag for kind in get_args(Action))
-_ALL, _EACH, _ONE = Decoder(Annotated[list[Action], _AS_MANY]), Decoder(list[Raw]), Decoder(Action)
+Actions = Annotated[list[Action], _AS_MANY]
+_ALL, _PACKED, _EACH, _ONE = Decoder(Actions), msgpack.Decoder(Actions), Decoder(list[Raw]), Decoder(Action)
+_MSGPACK = b"\x80"  # and above: no JSON begins so, and each list in MessagePack does
 BROKEN = (DecodeError, UnicodeError, RecursionError)
 
 
@@ -205,6 +207,14 @@ class Clipped(NamedTuple):
     action: Action
 
 
+def packed(actions: bytes) -> bytes:
+    """Actions in JSON as an engine reads them fastest: in MessagePack where all of them fit, else as they are."""
+    try:
+        return msgpack.encode(_ALL.decode(actions))
+    except (*BROKEN, OverflowError):  # that of a whole number of more than 64 bits
+        return actions
+
+
 def read(actions: list[Any] | bytes) -> tuple[Sequence[Action | Clipped | Answer], int]:
     """The actions, or the answer to one that cannot be understood, and how many more there are.
 
@@ -212,8 +222,8 @@ def read(actions: list[Any] | bytes) -> tuple[Sequence[Action | Clipped | Answer
     """
     try:
         if isinstance(actions, bytes):
-            return _ALL.decode(actions), 0
-        return convert(actions, Annotated[list[Action], _AS_MANY]), 0
+            return (_PACKED if actions[:1] >= _MSGPACK else _ALL).decode(actions), 0
+        return convert(actions, Actions), 0
     except BROKEN:
         each = _EACH.decode(actions) if isinstance(actions, bytes) else actions
         found: list[Action | Clipped | Answer] = []

@@ -12,12 +12,12 @@ from kvcache.tier import Tier
 MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
 
-PACE = 2500.0
+PACE = 1000.0
 """Owners a second of which hints are taken in as they come, after a burst of as many as in `TOGETHER` seconds. What
 comes faster waits until the first step after that time, and only the last word on each owner is taken in."""
 
-TOGETHER = 0.1
-"""Seconds, in which the core speaks once."""
+TOGETHER = 0.25
+"""Seconds: some words of the core, and a part of those for which a rank holds."""
 
 
 class Keeper:

@@ -48,8 +48,8 @@ class Control:
         if asked is not message or asked.get("actions") not in NOTHING:
             counts = said["counts"]
             answers = self._hints.handle(message, now)
-            others = [one for one in answers if one is not DONE]
-            counts[ACCEPTED] = len(answers) - len(others)
+            counts[ACCEPTED] = answers.count(DONE)
+            others = [one for one in answers if one is not DONE] if counts[ACCEPTED] < len(answers) else []
             for one in others:
                 counts[one["status"]] += 1
             said["answers"] = [{name: _sendable(value) for name, value in one.items()} for one in others[:MOST_ANSWERS]]

@@ -307,6 +307,41 @@ json = st.recursive(
 )  # fmt: skip
 
 
+FITS = [
+    ("kv.retain", {"owner": "a", "next_use": 5, "leased": True}),
+    ("kv.retain", {"owner": "b", "index": {"first": 1, "last": 4, "values": packed(4, 0.01)}, "hold": 3, "reuse": 0.5}),
+    ("weft.retain", {"owners": ["a", "b"], "idle": [5, 1], "leased": [False, True], "next_use": [1, 2.5]}),
+    ("weft.retain", {"owners": ["a"], "idle": [1], "leased": [True], "index": {"first": 1, "last": 4, "values": ONE}}),
+    ("kv.release", {"owner": "b"}), ("kv.prefetch", {"owner": "a"}), ("weft.priority", {"owner": "a", "priority": -3}),
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FITS) | st.tuples(st.sampled_from([*TYPES]), json)))
+def test_packed_actions_say_what_the_json_said(actions: list[tuple[str, Any]]) -> None:
+    def told(sent: bytes) -> list[dict[str, str]]:
+        engine = Hints(holding(Retention()), prefetch=lambda owner, within: True, reordered=lambda owner: None)
+        return engine.handle(message() | {"actions": sent}, 1.0)
+
+    plain = dumps(message(*actions)["actions"]).encode()
+    assert told(envelope.packed(plain)) == told(plain)
+    if envelope.packed(plain) is not plain:
+        assert envelope.read(envelope.packed(plain)) == envelope.read(plain)
+
+
+def test_actions_that_fit_are_packed_and_one_that_does_not_keeps_all_as_they_are() -> None:
+    plain = dumps(message(*FITS)["actions"]).encode()
+    assert envelope.packed(plain)[:1] >= b"\x80"
+    assert len(envelope.packed(plain)) < len(plain)
+    big = dumps(message(("kv.retain", {"owner": "a", "leased": 10**30}))["actions"]).encode()
+    for broken in (plain[:-1], plain[:-1] + b",0]", b"", b"{}", big):
+        assert envelope.packed(broken) is broken
+
+
+def test_a_message_whose_packing_is_broken_is_turned_away_whole(keeper: Keeper) -> None:
+    broken = envelope.packed(dumps(message(*FITS)["actions"]).encode())[:-1]
+    assert statuses(Hints(keeper).handle(message() | {"actions": broken}, 1.0)) == [REJECTED]
+
+
 @given(st.lists(st.tuples(st.sampled_from([*TYPES]), json)))
 def test_nothing_that_can_be_sent_raises(actions: list[tuple[str, Any]]) -> None:
     kept = Keeper(Retention(), 16)

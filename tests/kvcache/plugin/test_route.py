@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvcache.envelope import packed
 from kvcache.plugin import route
 
 
@@ -46,6 +47,15 @@ def test_a_message_reaches_the_scheduler_and_its_answer_comes_back() -> None:
     status, answer = asked(json.dumps({"actions": actions, "residency": {"seen": 3}}).encode())
     assert (status, answer["method"], answer["told"]["residency"]) == (200, "scheduler", {"seen": 3})
     assert json.loads(b64decode(answer["told"]["actions"])) == actions, "the engine's process reads them"
+
+
+def test_actions_reach_the_scheduler_as_it_reads_them_fastest() -> None:
+    release = {"action_type": "kv.release", "action_version": 1, "action_id": "0", "payload": {"owner": "a"}}
+    body = json.dumps({"actions": [release]}).encode()
+    _, answer = asked(body)
+    assert (
+        b64decode(answer["told"]["actions"]) == packed(json.dumps([release]).encode()) != json.dumps([release]).encode()
+    )
 
 
 @pytest.mark.parametrize(("body", "method", "status"), [
