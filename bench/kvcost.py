@@ -6,9 +6,10 @@
 The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
 and freed, as many owners as fit holding the pool. The second plays the same calls on three real engines, in
 turns: stock vLLM, the plug-in without a hint, and the plug-in told so many things a second: messages of 256 owners that
-it knows, half of them with learned gaps, half with next uses, in the words of `weft serve` and as the bytes that vLLM's
-API server would pass on. To read them counts, to make them does not. As the owners are the same in each, what is told
-of them is out of date within a tenth of a second, and most of it is never taken in.
+it knows, half of them with learned gaps, half with next uses, in the words of `weft serve` and packed as vLLM's API
+server passes them on. To read that counts, to make it does not; what packing costs that server, which is another
+process, the first tells. As the owners are the same in each message, what is told of them is out of date within a tenth
+of a second, and most of it is never taken in; of different ones all is, as many as a tenth of a second brings at once.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ BLOCK = 32
 OWNERS = (1_000, 10_000)
 REQUEST = 64  # blocks of a request
 MESSAGE = 256
+KINDS = ("next use", False), ("curve", True)
 LONGEST = 15  # seconds of a turn, for which messages are made ahead
 ACCEPTED = 0.9  # of the hints at least, or what is measured is how others are turned away
 POOL = 768  # blocks: a third for the owners of which is told
@@ -132,8 +134,10 @@ def blocks(size: int, reps: int) -> dict[str, Any]:
     gc.collect()
     gc.freeze()  # as vLLM does with what an engine has when it starts
     told: dict[str, Any] = {}
+    for kind, curves in KINDS:
+        told[f"packed by the API server, a hint of a {kind}, us"] = _spread(partial(_packing, curves), reps)
     for name, pool in pools.items():
-        for kind, curves in (("next use", False), ("curve", True)) if pool.keeper is not None else ():
+        for kind, curves in KINDS if pool.keeper is not None else ():
             told[f"{name}, a hint of a {kind}, us"] = _spread(partial(_telling, pool, curves, count(1)), reps)
     for at_once in (1, REQUEST):
         for name, pool in pools.items():
@@ -143,6 +147,16 @@ def blocks(size: int, reps: int) -> dict[str, Any]:
             told[f"{name}, re-rank when all were foretold anew, ms"] = _spread(partial(_reranking, pool), reps)
             told[f"{name}, re-rank a second later, ms"] = _spread(partial(_refreshing, pool, count(1)), reps)
     return told
+
+
+def _packing(curves: bool) -> float:
+    from kvcache.envelope import packed
+
+    actions, turns = _actions([f"b{number}" for number in range(MESSAGE)], curves), 20
+    began = time.perf_counter()
+    for _ in range(turns):
+        packed(actions)
+    return 1e6 * (time.perf_counter() - began) / (turns * MESSAGE)
 
 
 def _allocating(pool: Pool, at_once: int) -> float:
@@ -263,8 +277,17 @@ def _play(turn: int) -> float:
 
 
 def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
-    """What the core says of these owners, in its own words: their learned gaps, or when they run next."""
+    """What the core says of these owners, as the API server passes it on."""
     from kvcache.envelope import packed
+
+    plain = _actions(owners, curves)
+    actions = packed(plain)
+    assert actions is not plain, "not what the engine is sent"
+    return {"protocol_version": 1, "message_id": name, "actions": actions}
+
+
+def _actions(owners: list[str], curves: bool) -> bytes:
+    """What the core says of these owners, in its own words: their learned gaps, or when they run next."""
     from kvcache.policy import Hint
     from scheduler.actions import Retain
     from scheduler.gaps import GAPS, Gap
@@ -276,7 +299,7 @@ def _message(name: str, owners: list[str], curves: bool) -> dict[str, Any]:
         next_use = None if curves else 1.0 + place % 60
         hint = Hint(-0.5 - place % 7, gap=gap, next_use=next_use, hold=30.0, reuse=0.9, leased=place % 3 > 0)
         advice.append(Retain("w", owner, hint))
-    return {"protocol_version": 1, "message_id": name, "actions": packed(json.encode(actions("", advice, 0.0)))}
+    return json.encode(actions("", advice, 0.0))
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ ACCEPTED, CLIPPED, REJECTED, UNSUPPORTED = "accepted", "clipped", "rejected", "u
 
 VERSION = 1
 MOST_ACTIONS = 1024  # or owners; some times what the core sends at once
+LONGEST_PACKED = 1 << 20  # bytes; some times what the core sends at once
 LONGEST_NAME = 128
 LONGEST = 1e7  # seconds
 DEAREST = 10.0  # seconds a token
@@ -208,17 +209,27 @@ class Clipped(NamedTuple):
 
 
 def packed(actions: bytes) -> bytes:
-    """Actions in JSON as an engine reads them fastest: in MessagePack where all of them fit, else as they are."""
-    try:
-        return msgpack.encode(_ALL.decode(actions))
-    except (*BROKEN, OverflowError):  # that of a whole number of more than 64 bits
+    """Actions in JSON as an engine reads them fastest: in MessagePack, where all of them fit, else as they are."""
+    if len(actions) > LONGEST_PACKED:
         return actions
+    try:
+        read = _ALL.decode(actions)
+        return msgpack.encode(read) if read and all(map(_is_plain, read)) else actions
+    except BROKEN:
+        return actions
+
+
+def _is_plain(action: Action) -> bool:
+    """Whether what may be anything in it is what the core sends, which is packed and read again in any case."""
+    leased = action.payload.leased if isinstance(action, Retain) else True
+    return isinstance(action.action_id, str | None) and isinstance(leased, bool)
 
 
 def read(actions: list[Any] | bytes) -> tuple[Sequence[Action | Clipped | Answer], int]:
     """The actions, or the answer to one that cannot be understood, and how many more there are.
 
-    All at once where all fit, else each alone, as many as are read at most. Raises `BROKEN` where it is no JSON list.
+    All at once where all fit, else each alone, as many as are read at most. Raises `BROKEN` where it is no list in
+    JSON, or was packed by another.
     """
     try:
         if isinstance(actions, bytes):

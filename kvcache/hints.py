@@ -129,6 +129,7 @@ class Hints:
     def _fetch(self, said: envelope.Fetched, now: float) -> None:
         if self._prefetch is None:
             raise _Unfit(UNSUPPORTED)
+        self._keeper.hear(said.owner, now)
         if not self._prefetch(said.owner, said.within):
             raise _Unfit(REJECTED, "nothing to fetch")
 

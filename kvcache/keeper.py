@@ -12,12 +12,12 @@ from kvcache.tier import Tier
 MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
 
-PACE = 1000.0
+PACE = 2500.0
 """Owners a second of which hints are taken in as they come, after a burst of as many as in `TOGETHER` seconds. What
 comes faster waits until the first step after that time, and only the last word on each owner is taken in."""
 
-TOGETHER = 0.25
-"""Seconds: some words of the core, and a part of those for which a rank holds."""
+TOGETHER = 0.1
+"""Seconds, in which the core speaks once: the longest that a hint waits for a step to come."""
 
 
 class Keeper:
@@ -44,7 +44,7 @@ class Keeper:
         self._strangers.pop(owner, None)
         self._leaving.pop(owner, None)
         if owner != ANONYMOUS:
-            self._hear(owner, now)
+            self.hear(owner, now)
             self.policy.started(owner, now)
         step = self.ledger.began(owner, keys, now)
         self._changed(owner, now)
@@ -63,7 +63,7 @@ class Keeper:
     def left(self, owner: str, tokens: int, now: float) -> None:
         """The step has ended, well or not, with so many tokens of context."""
         if owner != ANONYMOUS:
-            self._hear(owner, now)
+            self.hear(owner, now)
             self.policy.finished(owner, tokens, now)
         self.ledger.left(owner)
         if owner in self._leaving and not self.ledger.runs(owner):
@@ -103,6 +103,12 @@ class Keeper:
         for tier in (self.device, self.host):
             if tier:
                 tier.order.all_changed(told, now)
+
+    def hear(self, owner: str, now: float) -> None:
+        """Take in what was told of this owner."""
+        if (hints := self._told.pop(owner, None)) is not None:
+            self.policy.told({owner: hints[owner]}, now)
+            self._changed(owner, now)
 
     def released(self, owner: str, now: float) -> bool:
         """The owner's KV is dead; once its steps have left, if some wait or run. False where nothing is known of it."""
@@ -152,10 +158,6 @@ class Keeper:
         (self.device if tier == DEVICE else self.host).clear()
         self.ledger.clear(tier)
         self.sweep()
-
-    def _hear(self, owner: str, now: float) -> None:
-        if (hints := self._told.pop(owner, None)) is not None:
-            self.policy.told({owner: hints[owner]}, now)
 
     def _forget(self, owner: str) -> None:
         self._told.pop(owner, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
+from itertools import zip_longest
 from json import dumps
 from struct import pack
 from typing import Any
@@ -17,7 +18,7 @@ from kvcache.envelope import ACCEPTED, CLIPPED, MOST_ACTIONS, REJECTED, TYPES, U
 from kvcache.hints import Hints
 from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
-from kvcache.policy import DEAD, KNOWN, UNKNOWN, Policy
+from kvcache.policy import DEAD, KNOWN, UNKNOWN, Hint, Policy
 from kvcache.retention import Retention
 from kvcache.saga import Saga
 
@@ -312,34 +313,74 @@ FITS = [
     ("kv.retain", {"owner": "b", "index": {"first": 1, "last": 4, "values": packed(4, 0.01)}, "hold": 3, "reuse": 0.5}),
     ("weft.retain", {"owners": ["a", "b"], "idle": [5, 1], "leased": [False, True], "next_use": [1, 2.5]}),
     ("weft.retain", {"owners": ["a"], "idle": [1], "leased": [True], "index": {"first": 1, "last": 4, "values": ONE}}),
-    ("kv.release", {"owner": "b"}), ("kv.prefetch", {"owner": "a"}), ("weft.priority", {"owner": "a", "priority": -3}),
+    ("weft.retain", {"owners": ["a", "\U0001f600"], "idle": [1], "leased": [True]}), ("kv.release", {"owner": "b"}),
+    ("kv.prefetch", {"owner": "a", "within": 3, "unknown": [{}]}), ("weft.priority", {"owner": "a", "priority": -3}),
 ]  # fmt: skip
 
 
-@given(st.lists(st.sampled_from(FITS) | st.tuples(st.sampled_from([*TYPES]), json)))
-def test_packed_actions_say_what_the_json_said(actions: list[tuple[str, Any]]) -> None:
-    def told(sent: bytes) -> list[dict[str, str]]:
-        engine = Hints(holding(Retention()), prefetch=lambda owner, within: True, reordered=lambda owner: None)
-        return engine.handle(message() | {"actions": sent}, 1.0)
+def told(sent: bytes) -> tuple[list[dict[str, str]], dict[str, Hint]]:
+    """What is answered to such actions, and what is known of owners then."""
+    engine = Hints(holding(policy := Retention()), prefetch=lambda owner, within: True, reordered=lambda owner: None)
+    return engine.handle(message() | {"actions": sent}, 1.0), policy._hints
 
+
+@given(st.lists(st.sampled_from(FITS), min_size=1, max_size=8), st.lists(st.text(max_size=200) | st.none(), max_size=8))
+def test_packed_actions_say_what_the_json_said(actions: list[tuple[str, Any]], names: list[str | None]) -> None:
+    listed = [one | {"action_id": name} for one, name in zip_longest(message(*actions)["actions"], names) if one]
+    try:
+        plain = dumps(listed, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        plain = dumps(listed).encode()
+        assert envelope.packed(plain) is plain
+        return
+    assert envelope.packed(plain)[:1] >= b"\x80"
+    assert envelope.read(envelope.packed(plain)) == envelope.read(plain)
+    assert told(envelope.packed(plain)) == told(plain)
+    assert told(envelope.packed(dumps(listed).encode())) == told(plain), "escaped, too"
+
+
+@given(st.lists(st.tuples(st.sampled_from([*TYPES]), json), min_size=1))
+def test_what_is_packed_of_anything_that_can_be_sent_says_the_same(actions: list[tuple[str, Any]]) -> None:
     plain = dumps(message(*actions)["actions"]).encode()
     assert told(envelope.packed(plain)) == told(plain)
-    if envelope.packed(plain) is not plain:
-        assert envelope.read(envelope.packed(plain)) == envelope.read(plain)
 
 
-def test_actions_that_fit_are_packed_and_one_that_does_not_keeps_all_as_they_are() -> None:
-    plain = dumps(message(*FITS)["actions"]).encode()
-    assert envelope.packed(plain)[:1] >= b"\x80"
-    assert len(envelope.packed(plain)) < len(plain)
-    big = dumps(message(("kv.retain", {"owner": "a", "leased": 10**30}))["actions"]).encode()
-    for broken in (plain[:-1], plain[:-1] + b",0]", b"", b"{}", big):
-        assert envelope.packed(broken) is broken
+def acting(**fields: Any) -> bytes:
+    return dumps(
+        [message(("kv.retain", {"owner": "a", "leased": True} | fields.pop("payload", {})))["actions"][0] | fields]
+    ).encode()
+
+
+@pytest.mark.parametrize("plain", [
+    b"", b"[]", b"{}", b"[0]", acting()[:-1], acting()[:-1] + b",0]", acting(action_version=2), acting(action_id=7), acting(action_id=[[]]),
+    acting(payload={"leased": 10**30}), acting(payload={"leased": 1}), acting(payload={"idle": -1}), acting(payload={"owner": ""}),
+    acting(action_id="x" * envelope.LONGEST_PACKED), b"[" + b"[]," * 1000 + b"0]",
+])  # fmt: skip
+def test_actions_of_which_one_does_not_fit_are_passed_on_as_they_are(plain: bytes) -> None:
+    assert envelope.packed(acting()) != acting()
+    assert envelope.packed(plain) is plain
 
 
 def test_a_message_whose_packing_is_broken_is_turned_away_whole(keeper: Keeper) -> None:
-    broken = envelope.packed(dumps(message(*FITS)["actions"]).encode())[:-1]
-    assert statuses(Hints(keeper).handle(message() | {"actions": broken}, 1.0)) == [REJECTED]
+    assert statuses(Hints(keeper).handle(message() | {"actions": envelope.packed(acting())[:-1]}, 1.0)) == [REJECTED]
+
+
+def test_what_is_fetched_goes_by_what_was_told_before_it(keeper: Keeper) -> None:
+    """However much was told of others: hints that wait for their time do not wait for this."""
+    fetched: list[float | None] = []
+    policy = keeper.policy
+    assert isinstance(policy, Retention)
+
+    def prefetch(owner: str, within: float) -> bool:
+        fetched.append(policy._hints[owner].next_use)
+        return True
+
+    engine = Hints(keeper, prefetch)
+    for turn in range(3):
+        many = ["a", *(f"o{n}" for n in range(999))]
+        columns = {"owners": many, "idle": [1] * 1000, "leased": [True] * 1000, "next_use": [turn] * 1000}
+        engine.handle(message(("weft.retain", columns), ("kv.prefetch", {"owner": "a"}), name=str(turn)), 1.0)
+    assert fetched == [1.0, 2.0, 3.0]
 
 
 @given(st.lists(st.tuples(st.sampled_from([*TYPES]), json)))

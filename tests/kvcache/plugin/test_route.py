@@ -12,6 +12,7 @@ import pytest
 
 from kvcache.envelope import packed
 from kvcache.plugin import route
+from kvcache.plugin.control import NOTHING
 
 
 class Engine:
@@ -56,6 +57,11 @@ def test_actions_reach_the_scheduler_as_it_reads_them_fastest() -> None:
     assert (
         b64decode(answer["told"]["actions"]) == packed(json.dumps([release]).encode()) != json.dumps([release]).encode()
     )
+
+
+def test_a_message_without_actions_reaches_the_scheduler_as_one() -> None:
+    _, answer = asked(b'{"actions": [], "residency": {"seen": 3}}')
+    assert b64decode(answer["told"]["actions"]) in NOTHING
 
 
 @pytest.mark.parametrize(("body", "method", "status"), [
