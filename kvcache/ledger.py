@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import count, islice, takewhile
+from itertools import count, filterfalse, islice, takewhile
 from typing import NamedTuple
 
 from kvcache.span import ANONYMOUS, DEVICE, HOST, MOST_OWNERS, Key, Parts, Ranked, Span
@@ -68,8 +68,7 @@ class Ledger:
 
     def strangers(self, owners: Iterable[str]) -> list[str]:
         """Those of these owners of which nothing is known."""
-        of, running = self._of, self._running
-        return [owner for owner in owners if owner not in of and owner not in running]
+        return [*filterfalse(self._running.__contains__, filterfalse(self._of.__contains__, owners))]
 
     def runs(self, owner: str) -> bool:
         """Whether a step of the owner waits or runs."""

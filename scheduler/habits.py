@@ -109,17 +109,17 @@ class Habits:
         return _of(self._agents, step)
 
     def counting(self, step: Step, left: Stops) -> float:
-        """The share of its context that an agent which has so `left` counts for: all, unless few are called again.
+        """The share of its context that an agent which has so `left` counts for: the chance that it is called again.
 
         Who is asked once, in a run that goes on without it, holds nothing that will be needed. That the run goes on at
         all is another question, so the share is that of the agents over that of the workflows.
         """
-        share = left.share / _of(self._stops, step).share
-        return share if left.stopped >= FEW and share < RARE else 1.0
+        return min(1.0, left.share / _of(self._stops, step).share)
 
     def answered(self, step: Step) -> bool:
         """Whether a sub-agent has answered, and of its kind few are called again."""
-        return answers(step) and self.counting(step, self.left(step)) < 1.0
+        left = self.left(step)
+        return answers(step) and left.stopped >= FEW and self.counting(step, left) < RARE
 
     def shares(self, step: Step, tokens: int) -> int:
         """The tokens of the first prompt of a session that others there are expected to hold already."""

@@ -529,6 +529,23 @@ def test_agents_that_are_asked_once_stop_counting_for_their_run() -> None:
     assert sum(contexts.values()) < 1500, "the others are not"
 
 
+def test_an_agent_counts_by_the_chance_that_it_is_called_again_as_the_first_runs_have_shown() -> None:
+    def counted(asked: int) -> int:
+        """What an agent of a fifth run counts for, where each of four others was asked so many times."""
+        play = Play()
+        for number in range(5):
+            play.turn(f"run{number}/main", 500, role="main")
+            for _ in range(asked if number < 4 else 1):
+                play.turn(f"run{number}/agent", 1000, role="agent")
+            play.turn(f"run{number}/main", 600, role="main")
+            if number < 4:
+                play.send(WorkflowFinished("t", f"run{number}"))
+        (account,) = play.scheduler.gate.books["w0"].accounts.values()
+        return next(tokens for session, tokens in account.contexts.items() if session.id == "run4/agent")
+
+    assert 300 < counted(1) < 600 < 800 < counted(8)
+
+
 def test_agents_that_have_only_just_begun_count_in_full() -> None:
     play = Play()
     for step in [play.call(f"run/{agent}", 200, role="agent") for agent in "abcdefghijklmnopqrst"]:
