@@ -220,7 +220,7 @@ def packed(actions: bytes) -> bytes:
 
 
 def _is_plain(action: Action) -> bool:
-    """Whether what may be anything in it is what the core sends, which is packed and read again in any case."""
+    """Whether the parts of it that may be of any type are of those that the core sends: others may not be packable."""
     leased = action.payload.leased if isinstance(action, Retain) else True
     return isinstance(action.action_id, str | None) and isinstance(leased, bool)
 

@@ -49,7 +49,7 @@ class Control:
             counts = said["counts"]
             answers = self._hints.handle(message, now)
             counts[ACCEPTED] = answers.count(DONE)
-            others = [one for one in answers if one is not DONE] if counts[ACCEPTED] < len(answers) else []
+            others = [one for one in answers if one != DONE] if counts[ACCEPTED] < len(answers) else []
             for one in others:
                 counts[one["status"]] += 1
             said["answers"] = [{name: _sendable(value) for name, value in one.items()} for one in others[:MOST_ANSWERS]]

@@ -318,7 +318,7 @@ FITS = [
 ]  # fmt: skip
 
 
-def told(sent: bytes) -> tuple[list[dict[str, str]], dict[str, Hint]]:
+def heard(sent: bytes) -> tuple[list[dict[str, str]], dict[str, Hint]]:
     """What is answered to such actions, and what is known of owners then."""
     engine = Hints(holding(policy := Retention()), prefetch=lambda owner, within: True, reordered=lambda owner: None)
     return engine.handle(message() | {"actions": sent}, 1.0), policy._hints
@@ -335,20 +335,20 @@ def test_packed_actions_say_what_the_json_said(actions: list[tuple[str, Any]], n
         return
     assert envelope.packed(plain)[:1] >= b"\x80"
     assert envelope.read(envelope.packed(plain)) == envelope.read(plain)
-    assert told(envelope.packed(plain)) == told(plain)
-    assert told(envelope.packed(dumps(listed).encode())) == told(plain), "escaped, too"
+    assert heard(envelope.packed(plain)) == heard(plain)
+    assert heard(envelope.packed(dumps(listed).encode())) == heard(plain), "escaped, too"
 
 
 @given(st.lists(st.tuples(st.sampled_from([*TYPES]), json), min_size=1))
 def test_what_is_packed_of_anything_that_can_be_sent_says_the_same(actions: list[tuple[str, Any]]) -> None:
     plain = dumps(message(*actions)["actions"]).encode()
-    assert told(envelope.packed(plain)) == told(plain)
+    assert heard(envelope.packed(plain)) == heard(plain)
 
 
-def acting(**fields: Any) -> bytes:
-    return dumps(
-        [message(("kv.retain", {"owner": "a", "leased": True} | fields.pop("payload", {})))["actions"][0] | fields]
-    ).encode()
+def acting(payload: dict[str, Any] | None = None, **fields: Any) -> bytes:
+    """One action that fits, but for these parts of it."""
+    (action,) = message(("kv.retain", {"owner": "a", "leased": True} | (payload or {})))["actions"]
+    return dumps([action | fields]).encode()
 
 
 @pytest.mark.parametrize("plain", [

@@ -533,13 +533,12 @@ def test_an_agent_counts_by_the_chance_that_it_is_called_again_as_the_first_runs
     def counted(asked: int) -> int:
         """What an agent of a fifth run counts for, where each of four others was asked so many times."""
         play = Play()
-        for number in range(5):
+        for number, times in enumerate([asked] * 4 + [1]):
+            play.send(WorkflowFinished("t", f"run{number - 1}"))
             play.turn(f"run{number}/main", 500, role="main")
-            for _ in range(asked if number < 4 else 1):
+            for _ in range(times):
                 play.turn(f"run{number}/agent", 1000, role="agent")
             play.turn(f"run{number}/main", 600, role="main")
-            if number < 4:
-                play.send(WorkflowFinished("t", f"run{number}"))
         (account,) = play.scheduler.gate.books["w0"].accounts.values()
         return next(tokens for session, tokens in account.contexts.items() if session.id == "run4/agent")
 
