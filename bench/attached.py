@@ -47,6 +47,11 @@ class Attached(Engines):
         await self.http.close()
 
     @property
+    def pids(self) -> list[int]:
+        """They may run anywhere."""
+        return []
+
+    @property
     def limits(self) -> tuple[int, int]:
         """It does not say: vLLM's own on a large GPU."""
         budget, sequences = LIMITS.values()

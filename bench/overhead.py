@@ -166,6 +166,11 @@ def tree_ticks(root: int) -> int:
     return total
 
 
+def own_ticks(pid: int) -> int:
+    """CPU ticks that one process has used."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
 def _processes() -> Iterator[tuple[int, list[str]]]:
     """Each process and the fields of its stat that come after its name."""
     for entry in os.listdir("/proc"):

@@ -63,6 +63,8 @@ PLAYED = (
     ("starved slots", "starved"),
     ("front, CPUs", "front_cpus"),
     ("client, CPUs", "client_cpus"),
+    ("API servers, CPUs", "servers_cpus"),
+    ("engines, CPUs", "engines_cpus"),
 )
 """What is told of real cells beside their figures."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from kvcache.ledger import ANONYMOUS, DEVICE, Key, Ledger
 from kvcache.policy import INFINITY, Hint, Policy
@@ -12,12 +13,9 @@ from kvcache.tier import Tier
 MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
 
-PACE = 2500.0
-"""Owners a second of which hints are taken in as they come, after a burst of as many as in `TOGETHER` seconds. What
-comes faster waits until the first step after that time, and only the last word on each owner is taken in."""
-
-TOGETHER = 0.1
-"""Seconds, in which the core speaks once: the longest that a hint waits for a step to come."""
+PACE, BURST = 1000.0, 256
+"""Owners a second of which hints are taken in, and most at once. What comes faster waits, and only the last word on
+each owner is taken in, of the one that has waited longest first: so much of an engine's time a flood may take."""
 
 
 class Keeper:
@@ -34,7 +32,8 @@ class Keeper:
         self._leaving: dict[str, None] = {}  # released while a step of theirs waits or runs
         self._strangers: OrderedDict[str, None] = OrderedDict()
         self._told: dict[str, Mapping[str, Hint]] = {}  # the latest message that is not taken in yet, by owner
-        self._settles = -INFINITY  # until then nothing is
+        self._may = float(BURST)  # owners of which hints may be taken in, at the time `_since`
+        self._since = -INFINITY
 
     def began(self, owner: str, keys: Sequence[Key] | None, now: float) -> int:
         """A step waits or runs; `keys` are the full blocks of its prompt, None where nobody knows.
@@ -94,11 +93,15 @@ class Keeper:
 
         What an owner was told counts before its own next event in any case.
         """
-        if not self._told or (now < self._settles and not at_once):
+        if not (waiting := self._told):
             return
-        told = {owner: hints[owner] for owner, hints in self._told.items()}
-        self._told.clear()
-        self._settles = min(max(self._settles, now - TOGETHER) + len(told) / PACE, now + TOGETHER)
+        self._may = min(BURST, self._may + PACE * max(0.0, now - self._since))
+        self._since = now
+        number = len(waiting) if at_once else min(BURST, len(waiting))
+        if number > self._may and not at_once:
+            return
+        self._may = max(0.0, self._may - number)
+        told = {owner: waiting.pop(owner)[owner] for owner in [*islice(waiting, number)]}
         self.policy.told(told, now)
         for tier in (self.device, self.host):
             if tier:

@@ -155,6 +155,11 @@ class Engines:
         }
 
     @property
+    def pids(self) -> list[int]:
+        """The API servers' processes."""
+        return [process.pid for process in self._processes]
+
+    @property
     def limits(self) -> tuple[int, int]:
         """The engines' max_num_batched_tokens and max_num_seqs: as flags say, else as vLLM sets them on a large GPU."""
         flags = self._flags(Build(self.asked))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bench.cells import CLOSED, TRACE
 from bench.errors import BenchError
 from bench.metrics import TIMEOUT
-from bench.overhead import tree_ticks
+from bench.overhead import own_ticks, tree_ticks
 from bench.play import Player
 from bench.records import Played
 from bench.rivals.engines import Engines
@@ -80,10 +80,10 @@ async def measure(
         texts = await calibrate(engines.http, engines.urls[0], engines.model, seed, runs)
         player = Player(engines.http, front, texts, engines.model, engines.block, timeout, profile)
         player.reckon(runs)
-        before, began, ticks = await engines.counters(), time.perf_counter(), _ticks(front)
+        before, began, ticks = await engines.counters(), time.perf_counter(), _ticks(front, engines)
         played = await (player.open(runs, times) if times else player.closed(runs, begins))
         played.extra |= _extra(engines, workload, played, slots)
-        played.extra |= _used(time.perf_counter() - began, ticks, _ticks(front))
+        played.extra |= _used(time.perf_counter() - began, ticks, _ticks(front, engines))
         played.extra |= {name: value - before[name] for name, value in (await engines.counters()).items()}
     finally:
         await front.stop()
@@ -126,12 +126,18 @@ def _extra(engines: Engines, workload: Workload, played: Played, slots: int) -> 
     }
 
 
-def _ticks(front: Front) -> tuple[int, int]:
-    return tree_ticks(front.pid) if front.pid else 0, sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK")  # type: ignore[return-value]
+def _ticks(front: Front, engines: Engines) -> list[int]:
+    """CPU ticks that front, client, API servers and what runs beside those have used."""
+    servers = sum(own_ticks(pid) for pid in engines.pids)
+    client = int(sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK"))
+    return [
+        tree_ticks(front.pid) if front.pid else 0, client, servers, sum(map(tree_ticks, engines.pids)) - servers
+    ]  # fmt: skip
 
 
-def _used(seconds: float, before: tuple[int, int], after: tuple[int, int]) -> dict[str, float]:
-    """Seconds that the cell took, and the share of one core that front and client used of them."""
+def _used(seconds: float, before: list[int], after: list[int]) -> dict[str, float]:
+    """Seconds that the cell took, and of them the share of one core that each used."""
     each = seconds * os.sysconf("SC_CLK_TCK")
-    front, client = ((end - begin) / each for begin, end in zip(before, after, strict=True))
-    return {"seconds": seconds, "front_cpus": front, "client_cpus": client}
+    names = "front_cpus", "client_cpus", "servers_cpus", "engines_cpus"
+    used = ((end - begin) / each for begin, end in zip(before, after, strict=True))
+    return {"seconds": seconds, **dict(zip(names, used, strict=True))}

@@ -147,7 +147,7 @@ def test_what_was_seen_of_real_cells_is_a_table_of_its_own() -> None:
     seen = {"load_played": 1.25, "starved": 2.0, "front_cpus": 0.5}
     real = [done(cell(s, rep=rep, engine="real"), extra=seen) for s in ("stock", "weft") for rep in (0, 1)]
     text = report.markdown(real, [])
-    assert "| weft | load 1 | 1.25 | 2 | 0.5 | - |" in text[text.index("### As played") :]
+    assert "| weft | load 1 | 1.25 | 2 | 0.5 | - | - | - |" in text[text.index("### As played") :]
     assert "### As played" not in report.markdown(a_matrix(), [])
 
 
