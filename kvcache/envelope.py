@@ -8,20 +8,22 @@ or grows without bound.
 `kv.retain`      {owner, idle, next_use | index{first, last, values}, seconds_per_token, leased, hold, reuse}; `values`
                  are little-endian float32 in base64 (`kvcache.curve`)
 `weft.retain`    the same of many owners, by columns, which a message of the core has: {owners, idle, leased, next_use |
-                 index{first, last, values}, hold, reuse}, lists of equal length; `values` those of all in one
+                 index{first, last, values}, hold, reuse}; `owners` a list, `leased` a byte for each in base64, the rest
+                 as `values` are, which are those of all in one; a figure out of range counts as the nearest in it
 `kv.release`     {owner}
 `kv.prefetch`    {owner, within}
 `weft.priority`  {owner, priority}: of its steps that wait, the lowest first
 
-Each action, or each owner of a `weft.retain` whose columns belong together, is answered `accepted`, `clipped` (a figure
-was out of range, or more were sent than are read), `rejected` (no such owner here, not understood, sent before) or
-`unsupported`.
+Each action, or each owner of a `weft.retain` that is understood, is answered `accepted`, `clipped` (a figure was out of
+range, or more were sent than are read), `rejected` (no such owner here, not understood, sent before) or `unsupported`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from math import isnan
+from struct import unpack
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert, msgpack
@@ -88,15 +90,15 @@ class _Indices(Struct, gc=False):
 
 
 class Foretold(Struct, gc=False):
-    """What is foretold of many owners, by columns."""
+    """What is foretold of many owners, by columns: float32 of each, of `leased` bytes. `Rows` reads them."""
 
     owners: Annotated[list[Owner], Meta(min_length=1), _AS_MANY]
-    idle: Annotated[list[Span], _AS_MANY]
-    leased: Annotated[list[bool], _AS_MANY]
-    next_use: Annotated[list[Span], _AS_MANY] | UnsetType = UNSET
+    idle: bytes
+    leased: bytes
+    next_use: bytes | UnsetType = UNSET
     index: _Indices | UnsetType = UNSET
-    hold: Annotated[list[Span], _AS_MANY] | UnsetType = UNSET
-    reuse: Annotated[list[Chance], _AS_MANY] | UnsetType = UNSET
+    hold: bytes | UnsetType = UNSET
+    reuse: bytes | UnsetType = UNSET
 
 
 class Rows(Mapping[str, Hint]):
@@ -107,9 +109,8 @@ class Rows(Mapping[str, Hint]):
     """
 
     def __init__(self, said: Foretold, now: float) -> None:
-        number = len(said.owners)
-        columns = (said.idle, said.leased, said.next_use, said.hold, said.reuse)
-        if any(column is not UNSET and len(column) != number for column in columns):
+        number, columns = len(said.owners), (said.idle, said.next_use, said.hold, said.reuse)
+        if len(said.leased) != number or any(column is not UNSET and len(column) != 4 * number for column in columns):
             raise ValueError("not as many figures as owners")
         if said.index is not UNSET:
             said.index.size(number)
@@ -128,15 +129,24 @@ class Rows(Mapping[str, Hint]):
     def _hints(self) -> dict[str, Hint]:
         said, now, nothing = self._said, self._now, [None] * len(self._said.owners)
         curves = nothing if said.index is UNSET else said.index.curves(len(nothing))
-        foreseen = said.next_use is not UNSET and said.index is UNSET
-        uses = [now + ahead for ahead in said.next_use] if foreseen else nothing  # type: ignore[union-attr]
-        holds = nothing if said.hold is UNSET else said.hold
-        reuses = nothing if said.reuse is UNSET else said.reuse
-        columns = zip(said.owners, said.idle, curves, uses, holds, reuses, said.leased, strict=True)
+        ahead = said.next_use if said.index is UNSET else UNSET
+        uses = nothing if ahead is UNSET else [now + seconds for seconds in _figures(ahead, LONGEST)]
+        holds = nothing if said.hold is UNSET else _figures(said.hold, LONGEST)
+        reuses = nothing if said.reuse is UNSET else _figures(said.reuse, 1.0)
+        idle, leased = _figures(said.idle, LONGEST), map(bool, said.leased)
+        columns = zip(said.owners, idle, curves, uses, holds, reuses, leased, strict=True)
         return {
             owner: Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
             for owner, idle, curve, next_use, hold, reuse, leased in columns
         }
+
+
+def _figures(column: bytes, most: float) -> Sequence[float]:
+    """The numbers of a column, each the nearest from 0 to `most`."""
+    figures: Sequence[float] = unpack(f"<{len(column) // 4}f", column)
+    if min(figures) >= 0.0 and max(figures) <= most and not isnan(sum(figures)):
+        return figures
+    return [min(max(0.0, figure), most) for figure in figures]
 
 
 class Released(Struct, gc=False):
@@ -241,64 +251,38 @@ def read(actions: list[Any] | bytes) -> tuple[Sequence[Action | Clipped | Answer
         for place, action in enumerate(each):
             if len(found) >= MOST_ACTIONS:
                 return found, len(each) - place
-            found += _read_one(action)
+            found.append(_read_one(action))
         return found, 0
 
 
-def _read_one(action: Any) -> Sequence[Action | Clipped | Answer]:
-    """An action that may not fit; one of many owners as one of each."""
+def _read_one(action: Any) -> Action | Clipped | Answer:
+    """An action that may not fit: with what is out of range clipped, or the answer to it."""
     try:
         if isinstance(action, Raw):
-            return (_ONE.decode(action),)
-        return (_understood(action),)
-    except BROKEN as why:
-        try:
-            told = decode(action) if isinstance(action, Raw) else action
-        except BROKEN:
-            return ({"status": REJECTED, "reason": str(why)},)
-    rows = _rows(told)
-    return [_lenient(row) for row in rows] if rows else (_lenient(told),)
-
-
-def _lenient(action: Any) -> Action | Clipped | Answer:
-    """The action with what is out of range clipped, or the answer to it."""
-    try:
+            return _ONE.decode(action)
         return _understood(action)
+    except BROKEN as why:
+        answer: Answer = {"status": REJECTED, "reason": str(why)}
+    try:
+        said = decode(action) if isinstance(action, Raw) else action
+    except BROKEN:
+        return answer
+    try:
+        inside = _inside(said)
+        understood = _understood(inside)
+        return understood if inside == said else Clipped(understood)
     except BROKEN:
         pass
-    try:
-        return Clipped(_understood(_inside(action)))
-    except BROKEN as why:
-        if not isinstance(action, dict):
-            return {"status": REJECTED, "reason": str(why)}
-        answer = named(action.get("action_id"))
-        if action.get("action_type") in TYPES and action.get("action_version") == 1:
-            return answer | {"status": REJECTED, "reason": str(why)}
-        return answer | {"status": UNSUPPORTED}
+    if not isinstance(said, dict):
+        return answer
+    if said.get("action_type") not in TYPES or said.get("action_version") != 1:
+        answer = {"status": UNSUPPORTED}
+    return named(said.get("action_id")) | answer
 
 
 def _understood(action: Any) -> Action:
     understood: Action = convert(action, Action)
     return understood
-
-
-def _rows(action: Any) -> list[dict[str, Any]]:
-    """What columns say, of each owner alone; nothing where they are none that belong together."""
-    columns = action.get("payload") if isinstance(action, dict) else None
-    if not isinstance(columns, dict) or action.get("action_type") != "weft.retain":
-        return []
-    try:
-        owners = convert(columns.get("owners"), Annotated[list[Any], Meta(min_length=1), _AS_MANY])
-        lists = {name: columns[name] for name in ("idle", "leased", "next_use", "hold", "reuse") if name in columns}
-        if "index" in columns:
-            lists["index"] = convert(columns["index"], _Indices).curves(len(owners))
-        rows = list(zip(*(convert(one, list[Any]) for one in lists.values()), strict=True))
-    except (*BROKEN, ValueError):
-        return []
-    if len(rows) != len(owners):
-        return []
-    payloads = [{"owner": owner, **dict(zip(lists, row, strict=True))} for owner, row in zip(owners, rows, strict=True)]
-    return [action | {"action_type": "kv.retain", "payload": payload} for payload in payloads]
 
 
 def _inside(action: Any) -> Any:

@@ -80,9 +80,9 @@ class Gap:
         """The retention index at the edges of the bins, as an engine can be told it."""
         if not self._best:
             self._best = self._majorant()
-        areas, risen = self._edge_areas(), [self._risen_at(i) for i in range(GAPS.count + 1)]
-        slopes = [(risen[j] - risen[i]) / max(areas[j] - areas[i], 1e-12) for i, j in enumerate(self._best)]
-        return LogCurve.of(GAPS.edges[0], DAY, [float(f"{slope:.3g}") for slope in slopes])
+        areas, cdf, comes = self._edge_areas(), self.spread.cdf, 1 - self.never
+        slopes = [comes * (cdf[j] - cdf[i]) / max(areas[j] - areas[i], 1e-12) for i, j in enumerate(self._best)]
+        return LogCurve.of(GAPS.edges[0], DAY, slopes)
 
     def _risen(self, seconds: float) -> float:
         return (1 - self.never) * self.spread.below(seconds)

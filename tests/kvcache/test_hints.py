@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from json import dumps
 from struct import pack
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcache import envelope
-from kvcache.envelope import ACCEPTED, CLIPPED, MOST_ACTIONS, REJECTED, TYPES, UNSUPPORTED
+from kvcache.envelope import ACCEPTED, CLIPPED, LONGEST, MOST_ACTIONS, REJECTED, TYPES, UNSUPPORTED
 from kvcache.hints import Hints
 from kvcache.keeper import MOST_STRANGERS, Keeper
 from kvcache.ledger import DEVICE
@@ -37,6 +37,16 @@ def packed(*values: float) -> str:
 
 
 ONE = packed(1.0)
+
+
+def columns(
+    owners: Iterable[str], idle: Sequence[float] = (), leased: Sequence[bool] = (), **others: Sequence[float]
+) -> dict[str, Any]:
+    """What is foretold of owners; of those not leased that stop just now where nothing is said."""
+    names = [*owners]
+    marks = b64encode(bytes(leased or len(names))).decode()
+    figures = {name: packed(*column) for name, column in others.items()}
+    return {"owners": names, "idle": packed(*(idle or [0.0] * len(names))), "leased": marks} | figures
 
 
 def holding(policy: Policy) -> Keeper:
@@ -99,18 +109,8 @@ def test_many_owners_are_foretold_at_once_as_each_would_be(keeper: Keeper) -> No
         for o, v, i, r in zip("ab", values, (5, 1), (0.5, 1), strict=True)
     ] + [("kv.retain", {"owner": "c", "next_use": 7})]  # fmt: skip
     index = {"first": 1, "last": 4, "values": packed(4, 0.01, 0.1, 0.02)}
-    gaps = {
-        "owners": ["a", "b"],
-        "idle": [5, 1],
-        "leased": [False, True],
-        "hold": [3, 3],
-        "reuse": [0.5, 1],
-        "index": index,
-    }
-    at_once = [
-        ("weft.retain", gaps),
-        ("weft.retain", {"owners": ["c"], "idle": [0], "leased": [False], "next_use": [7]}),
-    ]
+    gaps = columns("ab", idle=(5, 1), leased=(False, True), hold=(3, 3), reuse=(0.5, 1)) | {"index": index}
+    at_once = [("weft.retain", gaps), ("weft.retain", columns("c", next_use=[7]))]
     hints = []
     for told in (singly, at_once):
         kept = holding(policy := Retention())
@@ -123,33 +123,40 @@ def test_many_owners_are_foretold_at_once_as_each_would_be(keeper: Keeper) -> No
 
 
 def test_of_an_owner_that_stands_in_a_message_twice_the_last_word_counts(keeper: Keeper) -> None:
-    columns = {"owners": ["a", "b", "a"], "idle": [0, 0, 0], "leased": [False] * 3, "next_use": [1, 5, 9]}
-    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [ACCEPTED] * 3
+    told = message(("weft.retain", columns("aba", next_use=(1, 5, 9))))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [ACCEPTED] * 3
     assert first(keeper, 1.0) == "a"
 
 
 @pytest.mark.parametrize("broken", [
-    {"idle": [1]}, {"idle": [1, 2, 3]}, {"leased": [True]}, {"next_use": [1]}, {"next_use": [1, 2, 3]}, {"reuse": []}, {"owners": ["a"]},
-    {"owners": []}, {"owners": "ab"}, {"idle": 3}, {"leased": True}, {"index": {"first": 1, "last": 4, "values": ""}},
+    {"idle": packed(1)}, {"idle": packed(1, 2, 3)}, {"idle": "AAA="}, {"idle": "?"}, {"idle": [1, 2]}, {"idle": 3}, {"idle": None},
+    {"leased": "AQ=="}, {"leased": [True, False]}, {"leased": True}, {"next_use": packed(1)}, {"next_use": packed(1, 2, 3)}, {"hold": 3},
+    {"reuse": ""}, {"owners": ["a"]}, {"owners": []}, {"owners": "ab"}, {"owners": ["a", 7]}, {"owners": ["a", ""]}, {"owners": ["a", "b" * 129]},
+    {"index": {"first": 1, "last": 4, "values": ""}},
     {"index": {"first": 1, "last": 4, "values": packed(1, 2, 3)}}, {"index": {"first": 4, "last": 1, "values": packed(1, 2)}},
-    {"index": {"first": 1, "last": 4, "values": packed(*[1.0] * 514)}}, {"owners": [f"o{n}" for n in range(1025)], "idle": [1] * 1025, "leased": [True] * 1025},
+    {"index": {"first": 1, "last": 4, "values": packed(*[1.0] * 514)}},
 ])  # fmt: skip
 def test_columns_that_do_not_fit_together_are_rejected_whole(keeper: Keeper, broken: dict[str, Any]) -> None:
-    columns = {"owners": ["a", "b"], "idle": [1, 2], "leased": [True, False]} | broken
-    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [REJECTED]
+    told = message(("weft.retain", columns("ab", idle=(1, 2), leased=(True, False)) | broken))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [REJECTED]
     assert first(keeper, 2.0) == "a", "as if nothing had been said"
 
 
-def test_what_is_out_of_range_in_a_column_is_clipped(keeper: Keeper) -> None:
-    columns = {"owners": ["a", "b", "x"], "idle": [1, 2, -1], "leased": [True] * 3, "next_use": [1e30, 5, 1]}
-    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [CLIPPED, ACCEPTED, REJECTED]
-    assert first(keeper, 2.0) == "a"
+def test_more_owners_than_a_message_may_have_are_rejected_whole(keeper: Keeper) -> None:
+    told = message(("weft.retain", columns([f"o{number}" for number in range(MOST_ACTIONS + 1)])))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [REJECTED]
 
 
-def test_a_figure_that_is_none_costs_its_own_owner_alone(keeper: Keeper) -> None:
-    index = {"first": 1, "last": 4, "values": packed(4, 0.01)}
-    columns = {"owners": ["a", "b"], "idle": [None, 2], "leased": [True] * 2, "index": index}
-    assert statuses(Hints(keeper).handle(message(("weft.retain", columns)), 1.0)) == [REJECTED, ACCEPTED]
+@pytest.mark.parametrize(("figure", "counts"), [(-5, 0), (float("nan"), 0), (float("inf"), LONGEST), (1e30, LONGEST)])
+def test_what_is_out_of_range_in_a_column_counts_as_the_nearest_in_it(
+    keeper: Keeper, figure: float, counts: float
+) -> None:
+    figures = (figure, 0.5)
+    told = message(("weft.retain", columns("ab", idle=figures, next_use=figures, hold=figures, reuse=figures)))
+    assert statuses(Hints(keeper).handle(told, 1.0)) == [ACCEPTED] * 2
+    assert isinstance(keeper.policy, Retention)
+    hint = Hint(1.0 - counts, next_use=1.0 + counts, hold=counts, reuse=min(counts, 1.0))
+    assert keeper.policy._hints == {"a": hint, "b": Hint(0.5, next_use=1.5, hold=0.5, reuse=0.5)}
 
 
 @pytest.mark.parametrize("broken", [
@@ -166,8 +173,7 @@ def test_an_action_that_cannot_be_read_at_all_costs_no_other(keeper: Keeper, bro
 
 def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Keeper) -> None:
     many = [f"o{number}" for number in range(700)]
-    columns = {"owners": many, "idle": [1] * 700, "leased": [True] * 700}
-    told = message(("weft.retain", columns), ("weft.retain", columns), ("kv.release", {"owner": "a"}))
+    told = message(*[("weft.retain", columns(many))] * 2, ("kv.release", {"owner": "a"}))
     answers = Hints(keeper).handle(told, 1.0)
     assert statuses(answers) == [REJECTED] * 700 + [ACCEPTED, CLIPPED], "what still fits is carried out"
     assert answers[-1]["reason"] == "700 more were not read"
@@ -175,7 +181,7 @@ def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Ke
 
 @pytest.mark.parametrize("sent", [list, lambda actions: dumps(actions).encode()])
 @pytest.mark.parametrize("junk", [0, {"action_type": "weft.retain", "action_version": 1, "payload": {
-    "owners": [f"o{number}" for number in range(1000)], "idle": [-1] * 1000, "leased": [True] * 1000,
+    "owners": [f"o{number}" for number in range(1000)], "idle": packed(1), "leased": "",
 }}])  # fmt: skip
 def test_of_actions_that_do_not_fit_no_more_are_looked_at_than_are_read(
     keeper: Keeper, junk: object, sent: Any
@@ -311,9 +317,9 @@ json = st.recursive(
 FITS = [
     ("kv.retain", {"owner": "a", "next_use": 5, "leased": True}),
     ("kv.retain", {"owner": "b", "index": {"first": 1, "last": 4, "values": packed(4, 0.01)}, "hold": 3, "reuse": 0.5}),
-    ("weft.retain", {"owners": ["a", "b"], "idle": [5, 1], "leased": [False, True], "next_use": [1, 2.5]}),
-    ("weft.retain", {"owners": ["a"], "idle": [1], "leased": [True], "index": {"first": 1, "last": 4, "values": ONE}}),
-    ("weft.retain", {"owners": ["a", "\U0001f600"], "idle": [1], "leased": [True]}), ("kv.release", {"owner": "b"}),
+    ("weft.retain", columns("ab", idle=(5, 1), leased=(False, True), next_use=(1, 2.5))),
+    ("weft.retain", columns("a") | {"index": {"first": 1, "last": 4, "values": ONE}}),
+    ("weft.retain", columns("a\U0001f600", idle=[1])), ("kv.release", {"owner": "b"}),
     ("kv.prefetch", {"owner": "a", "within": 3, "unknown": [{}]}), ("weft.priority", {"owner": "a", "priority": -3}),
 ]  # fmt: skip
 
@@ -378,8 +384,8 @@ def test_what_is_fetched_goes_by_what_was_told_before_it(keeper: Keeper) -> None
     engine = Hints(keeper, prefetch)
     for turn in range(3):
         many = ["a", *(f"o{n}" for n in range(999))]
-        columns = {"owners": many, "idle": [1] * 1000, "leased": [True] * 1000, "next_use": [turn] * 1000}
-        engine.handle(message(("weft.retain", columns), ("kv.prefetch", {"owner": "a"}), name=str(turn)), 1.0)
+        told = columns(many, next_use=[turn] * 1000)
+        engine.handle(message(("weft.retain", told), ("kv.prefetch", {"owner": "a"}), name=str(turn)), 1.0)
     assert fetched == [1.0, 2.0, 3.0]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from struct import unpack
 from typing import Any
 
 import pytest
@@ -97,7 +98,8 @@ async def test_a_branch_that_waits_is_retained_and_the_end_of_its_run_releases_i
     (action,) = plugin.actions
     assert (action["action_type"], action["payload"]["owners"]) == ("weft.retain", [owner])
     assert len(b64decode(action["payload"]["index"]["values"])) == 4 * 48
-    assert 0 <= action["payload"]["idle"][0] < 5
+    assert 0 <= unpack("<f", b64decode(action["payload"]["idle"]))[0] < 5
+    assert b64decode(action["payload"]["leased"]) == b"\1"
     await weft.http.post(weft.url + "/v1/workflows/run/finish")
     await until(lambda: len(plugin.actions) > 1)
     assert plugin.actions[1]["action_type"] == "kv.release"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from struct import pack
 from typing import Any
 
 import msgspec
@@ -110,7 +112,7 @@ def test_an_engine_that_keeps_no_owners_says_so() -> None:
     assert said["counts"] == {"accepted": 0, "clipped": 0, "rejected": 0, "unsupported": 2}
     assert "residency" not in said  # nor an empty one, which would be believed
     assert stock({"actions": b"[{}, [1]]"})["counts"]["unsupported"] == 2
-    columns = {"owners": ["a", "b", "c"], "idle": [1] * 3, "leased": [True] * 3}
+    columns = {"owners": ["a", "b", "c"], "idle": "AACAPwAAgD8AAIA/", "leased": "AQEB"}
     assert stock({"actions": [action("1", "weft.retain", **columns), 7]})["counts"]["unsupported"] == 4
     for broken in (b"[", b"{}", b"[" * 100_000):
         assert stock({"actions": broken}) == stock({})
@@ -157,9 +159,16 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["first", "last", "values"]), inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
+
+
+def figures(figure: float, owners: list[str]) -> str:
+    """A column of it."""
+    return b64encode(pack("<f", figure) * len(owners)).decode()
+
+
 columns = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).flatmap(lambda owners: st.fixed_dictionaries(
-    {"owners": st.just(owners), "idle": st.just([1.0] * len(owners)), "leased": st.just([True] * len(owners))},
-    optional=dict.fromkeys(("next_use", "index", "hold", "reuse"), plain | st.just([0.5] * len(owners))),
+    {"owners": st.just(owners), "idle": st.just(figures(1.0, owners)), "leased": st.just(b64encode(bytes(len(owners))).decode())},
+    optional=dict.fromkeys(("next_use", "index", "hold", "reuse"), plain | st.just(figures(0.5, owners))),
 ))  # fmt: skip
 words = st.fixed_dictionaries(
     {"action_version": st.sampled_from([1, 1, 1, 2]), "action_type": kinds},
