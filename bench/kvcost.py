@@ -8,8 +8,7 @@ and freed, as many owners as fit holding the pool. The second plays the same cal
 turns: stock vLLM, the plug-in without a hint, and the plug-in told so many things a second: messages of 256 owners that
 it knows, half of them with learned gaps, half with next uses, in the words of `weft serve` and packed as vLLM's API
 server passes them on. To read that counts, to make it does not; what packing costs that server, which is another
-process, the first tells. As the owners are the same in each message, what is told of them is out of date within a tenth
-of a second, and most of it is never taken in; of different ones all is, as many as a tenth of a second brings at once.
+process, the first tells. It is more than an engine takes in (`kvcache.keeper.PACE`): most of it is out of date by then.
 """
 
 from __future__ import annotations

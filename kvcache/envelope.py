@@ -9,13 +9,15 @@ or grows without bound.
                  are little-endian float32 in base64 (`kvcache.curve`)
 `weft.retain`    the same of many owners, by columns, which a message of the core has: {owners, idle, leased, next_use |
                  index{first, last, values}, hold, reuse}; `owners` a list, `leased` a byte for each in base64, the rest
-                 as `values` are, which are those of all in one; a figure out of range counts as the nearest in it
+                 as `values` are, which are those of all in one; a figure out of range counts as the nearest in it, what
+                 is none as 0
 `kv.release`     {owner}
 `kv.prefetch`    {owner, within}
 `weft.priority`  {owner, priority}: of its steps that wait, the lowest first
 
-Each action, or each owner of a `weft.retain` that is understood, is answered `accepted`, `clipped` (a figure was out of
-range, or more were sent than are read), `rejected` (no such owner here, not understood, sent before) or `unsupported`.
+Each action is answered `accepted`, `clipped` (a figure was out of range, or more were sent than are read), `rejected`
+(no such owner here, not understood, sent before) or `unsupported`; a `weft.retain` that is understood with `accepted`
+or `rejected` for each owner.
 """
 
 from __future__ import annotations
@@ -83,10 +85,9 @@ class _Indices(Struct, gc=False):
         LogCurve(self.first, self.last, self.values[:size]).check()
         return size
 
-    def curves(self, number: int) -> list[LogCurve]:
-        """One for each of so many owners. ValueError where they are none."""
-        first, last, values, size = self.first, self.last, self.values, self.size(number)
-        return [LogCurve(first, last, values[at : at + size]) for at in range(0, len(values), size)]
+    def curve(self, place: int, size: int) -> LogCurve:
+        """The one of the owner at this place."""
+        return LogCurve(self.first, self.last, self.values[place * size : (place + 1) * size])
 
 
 class Foretold(Struct, gc=False):
@@ -104,16 +105,15 @@ class Foretold(Struct, gc=False):
 class Rows(Mapping[str, Hint]):
     """What columns say of each owner, told at `now` in seconds; of one that stands there twice, the last counts.
 
-    Hints are made when the first is looked up: where much is told, most messages are out of date by then. ValueError
-    where a column is longer or shorter.
+    A hint is made when it is looked up: where much is told, most are out of date by then. ValueError where a column is
+    longer or shorter.
     """
 
     def __init__(self, said: Foretold, now: float) -> None:
         number, columns = len(said.owners), (said.idle, said.next_use, said.hold, said.reuse)
         if len(said.leased) != number or any(column is not UNSET and len(column) != 4 * number for column in columns):
             raise ValueError("not as many figures as owners")
-        if said.index is not UNSET:
-            said.index.size(number)
+        self._curve = 0 if said.index is UNSET else said.index.size(number)  # bytes of each
         self._said, self._now = said, now
 
     def __iter__(self) -> Iterator[str]:
@@ -123,26 +123,28 @@ class Rows(Mapping[str, Hint]):
         return len(self._said.owners)
 
     def __getitem__(self, owner: str) -> Hint:
-        return self._hints[owner]
+        place, index = self._places[owner], self._said.index
+        curve = None if index is UNSET else index.curve(place, self._curve)
+        since, next_use, hold, reuse, leased = self._figures[place]
+        return Hint(since, curve, None, next_use, hold, reuse, 1.0, leased)
 
     @cached_property
-    def _hints(self) -> dict[str, Hint]:
+    def _places(self) -> dict[str, int]:
+        return {owner: place for place, owner in enumerate(self._said.owners)}
+
+    @cached_property
+    def _figures(self) -> list[tuple[float, float | None, float | None, float | None, bool]]:
         said, now, nothing = self._said, self._now, [None] * len(self._said.owners)
-        curves = nothing if said.index is UNSET else said.index.curves(len(nothing))
+        since = [now - idle for idle in _figures(said.idle, LONGEST)]
         ahead = said.next_use if said.index is UNSET else UNSET
         uses = nothing if ahead is UNSET else [now + seconds for seconds in _figures(ahead, LONGEST)]
         holds = nothing if said.hold is UNSET else _figures(said.hold, LONGEST)
         reuses = nothing if said.reuse is UNSET else _figures(said.reuse, 1.0)
-        idle, leased = _figures(said.idle, LONGEST), map(bool, said.leased)
-        columns = zip(said.owners, idle, curves, uses, holds, reuses, leased, strict=True)
-        return {
-            owner: Hint(now - idle, curve, None, next_use, hold, reuse, 1.0, leased)
-            for owner, idle, curve, next_use, hold, reuse, leased in columns
-        }
+        return list(zip(since, uses, holds, reuses, map(bool, said.leased), strict=True))
 
 
 def _figures(column: bytes, most: float) -> Sequence[float]:
-    """The numbers of a column, each the nearest from 0 to `most`."""
+    """The numbers of a column, each the nearest from 0 to `most`; what is none is 0."""
     figures: Sequence[float] = unpack(f"<{len(column) // 4}f", column)
     if min(figures) >= 0.0 and max(figures) <= most and not isnan(sum(figures)):
         return figures

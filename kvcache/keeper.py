@@ -14,8 +14,9 @@ MOST_STRANGERS = 4096
 """Owners without a block or a step of which something may have been told, the latest."""
 
 PACE, BURST = 1000.0, 256
-"""Owners a second of which hints are taken in, and most at once. What comes faster waits, and only the last word on
-each owner is taken in, of the one that has waited longest first: so much of an engine's time a flood may take."""
+"""Owners a second of which hints are taken in, and most at once. What comes faster waits until as many may be as wait,
+or `BURST`: of each owner the last word alone, of whoever has waited longest first. So taking in has a bounded share of
+an engine's time."""
 
 
 class Keeper:

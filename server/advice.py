@@ -52,7 +52,7 @@ def _columns(hint: Hint) -> Columns:
 def _foretold(retained: Sequence[Retain], columns: Columns, now: float) -> dict[str, Any]:
     """Clocks differ: times are sent as spans."""
     hints = [one.hint for one in retained]
-    idle, leased = _packed([now - hint.since for hint in hints]), bytes(hint.leased for hint in hints)
+    idle, leased = _packed([max(0.0, now - hint.since) for hint in hints]), bytes(hint.leased for hint in hints)
     return {"owners": [one.owner for one in retained], "idle": idle, "leased": leased} | columns(hints, now)
 
 
@@ -61,7 +61,7 @@ def _packed(column: Sequence[float]) -> bytes:
 
 
 def _uses(hints: Sequence[Hint], now: float) -> dict[str, Any]:
-    return {"next_use": _packed([(hint.next_use or 0.0) - now for hint in hints])}
+    return {"next_use": _packed([max(0.0, (hint.next_use or 0.0) - now) for hint in hints])}
 
 
 def _gaps(hints: Sequence[Hint], now: float) -> dict[str, Any]:

@@ -126,18 +126,16 @@ def _extra(engines: Engines, workload: Workload, played: Played, slots: int) -> 
     }
 
 
-def _ticks(front: Front, engines: Engines) -> list[int]:
-    """CPU ticks that front, client, API servers and what runs beside those have used."""
-    servers = sum(own_ticks(pid) for pid in engines.pids)
-    client = int(sum(os.times()[:2]) * os.sysconf("SC_CLK_TCK"))
-    return [
-        tree_ticks(front.pid) if front.pid else 0, client, servers, sum(map(tree_ticks, engines.pids)) - servers
-    ]  # fmt: skip
+def _ticks(front: Front, engines: Engines) -> dict[str, int]:
+    """CPU ticks that each has used: the front, the client, API servers, and the engines beside these."""
+    servers = sum(map(own_ticks, engines.pids))
+    used = {"front": tree_ticks(front.pid) if front.pid else 0, "client": own_ticks(os.getpid())}
+    if engines.pids:
+        used |= {"servers": servers, "engines": sum(map(tree_ticks, engines.pids)) - servers}
+    return used
 
 
-def _used(seconds: float, before: list[int], after: list[int]) -> dict[str, float]:
+def _used(seconds: float, before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
     """Seconds that the cell took, and of them the share of one core that each used."""
     each = seconds * os.sysconf("SC_CLK_TCK")
-    names = "front_cpus", "client_cpus", "servers_cpus", "engines_cpus"
-    used = ((end - begin) / each for begin, end in zip(before, after, strict=True))
-    return {"seconds": seconds, **dict(zip(names, used, strict=True))}
+    return {"seconds": seconds} | {f"{name}_cpus": (after[name] - before[name]) / each for name in before}

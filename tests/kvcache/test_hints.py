@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from json import dumps
+from math import isnan
 from struct import pack
 from typing import Any
 
@@ -147,12 +148,13 @@ def test_more_owners_than_a_message_may_have_are_rejected_whole(keeper: Keeper) 
     assert statuses(Hints(keeper).handle(told, 1.0)) == [REJECTED]
 
 
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(("figure", "counts"), [(-5, 0), (float("nan"), 0), (float("inf"), LONGEST), (1e30, LONGEST)])
 def test_what_is_out_of_range_in_a_column_counts_as_the_nearest_in_it(
-    keeper: Keeper, figure: float, counts: float
+    keeper: Keeper, figure: float, counts: float, first: bool
 ) -> None:
-    figures = (figure, 0.5)
-    told = message(("weft.retain", columns("ab", idle=figures, next_use=figures, hold=figures, reuse=figures)))
+    figures, owners = ((figure, 0.5), "ab") if first else ((0.5, figure), "ba")
+    told = message(("weft.retain", columns(owners, idle=figures, next_use=figures, hold=figures, reuse=figures)))
     assert statuses(Hints(keeper).handle(told, 1.0)) == [ACCEPTED] * 2
     assert isinstance(keeper.policy, Retention)
     hint = Hint(1.0 - counts, next_use=1.0 + counts, hold=counts, reuse=min(counts, 1.0))
@@ -181,7 +183,7 @@ def test_owners_count_as_actions_do_where_more_are_sent_than_are_read(keeper: Ke
 
 @pytest.mark.parametrize("sent", [list, lambda actions: dumps(actions).encode()])
 @pytest.mark.parametrize("junk", [0, {"action_type": "weft.retain", "action_version": 1, "payload": {
-    "owners": [f"o{number}" for number in range(1000)], "idle": packed(1), "leased": "",
+    "owners": [f"o{number}" for number in range(1000)], "idle": [-1] * 1000, "leased": [True] * 1000,
 }}])  # fmt: skip
 def test_of_actions_that_do_not_fit_no_more_are_looked_at_than_are_read(
     keeper: Keeper, junk: object, sent: Any
@@ -306,7 +308,8 @@ def test_what_was_told_before_the_first_block_counts_when_it_comes(keeper: Keepe
 
 
 json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "b", "c", "kv.retain", ""]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "b", "c", "kv.retain", ""])
+    | st.lists(st.floats(width=32), min_size=1, max_size=3).map(lambda column: packed(*column)),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
         st.sampled_from(["owner", "owners", "next_use", "idle", "leased", "index", "first", "last", "values", "priority", "hold", "within"]), inner, max_size=6
     ),
@@ -387,6 +390,20 @@ def test_what_is_fetched_goes_by_what_was_told_before_it(keeper: Keeper) -> None
         told = columns(many, next_use=[turn] * 1000)
         engine.handle(message(("weft.retain", told), ("kv.prefetch", {"owner": "a"}), name=str(turn)), 1.0)
     assert fetched == [1.0, 2.0, 3.0]
+
+
+FLOATS = st.lists(st.floats(width=32), min_size=2, max_size=2)
+
+
+@given(st.fixed_dictionaries({"idle": FLOATS}, optional=dict.fromkeys(("next_use", "hold", "reuse"), FLOATS)))
+def test_whatever_stands_in_a_column_both_owners_can_be_ranked(figures: dict[str, list[float]]) -> None:
+    for policy in (Retention(), Saga()):
+        kept = holding(policy)
+        told = message(("weft.retain", columns("ab", **figures)))
+        assert statuses(Hints(kept).handle(told, 1.0)) == [ACCEPTED] * 2
+        assert len(list(kept.device)) == 2
+        for _, value in (policy.rank(stack, 2.0) for stack in kept.device.order):
+            assert not isnan(value)
 
 
 @given(st.lists(st.tuples(st.sampled_from([*TYPES]), json)))

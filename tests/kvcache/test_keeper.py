@@ -161,7 +161,7 @@ class Telling:
         return one, other
 
 
-def test_what_the_core_tells_at_its_own_pace_is_ranked_by_at_once() -> None:
+def test_what_the_core_tells_no_faster_than_the_pace_is_ranked_by_at_once() -> None:
     told = Telling(1000)
     for turn in range(20):
         told.tell(told.owners[turn % 10 :: 10], 100.0 - turn, 2.0 + turn / 10)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,6 +156,7 @@ class FakeEngines:
     costs: Costs | None = None
     limits: tuple[int, int] = (1024, 16)
     key: str = "inner"
+    pids: Sequence[int] = (os.getpid(),)
 
     @property
     def urls(self) -> list[str]:

@@ -271,6 +271,8 @@ async def test_a_measured_cell_is_a_fresh_front_on_emptied_engines_at_the_load_a
     assert played.extra["load"] == pytest.approx(slots * asked.mean_context / 800)
     assert played.extra["load_played"] == pytest.approx(played.extra["load"], rel=0.2)
     assert played.extra["prompt_tokens"] == len(played.calls)
+    assert played.extra["front_cpus"] == 0
+    assert 0 < played.extra["servers_cpus"] == pytest.approx(played.extra["client_cpus"], rel=0.2), "both are we"
     assert said
     assert said[0].startswith("stock: load 0.")
 
