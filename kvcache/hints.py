@@ -66,7 +66,7 @@ class Hints:
         try:
             actions, unread = envelope.read(message["actions"])
         except envelope.BROKEN:
-            return [{"status": REJECTED, "reason": "actions are no JSON"}]
+            return [{"status": REJECTED, "reason": "actions cannot be read"}]
         answers: list[Answer] = []
         for action in actions:
             if len(answers) + envelope.size(action) > envelope.MOST_ACTIONS:
