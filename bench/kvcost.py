@@ -4,11 +4,11 @@
     python -m bench.kvcost --throughput [--hints 10000] [--starts 6] [--reps 5] [--out DIR]
 
 The first drives vLLM's own `BlockPool` with its own queue and with ours: prompts of cached blocks are allocated, hashed
-and freed, as many owners as fit holding the pool. The second plays the same calls on three real engines, in
-turns: stock vLLM, the plug-in without a hint, and the plug-in told so many things a second: messages of 256 owners that
-it knows, half of them with learned gaps, half with next uses, in the words of `weft serve` and packed as vLLM's API
-server passes them on. To read that counts, to make it does not; what packing costs that server, which is another
-process, the first tells. It is more than an engine takes in (`kvcache.keeper.PACE`): most of it is out of date by then.
+and freed, as many owners as fit holding the pool. The second plays such calls on two real engines, in turns: stock
+vLLM, and the plug-in without a hint and told so many things a second: messages of 256 owners that it knows, half of
+them with learned gaps, half with next uses, in the words of `weft serve` and packed as vLLM's API server passes them
+on. To read that counts, to make it does not; what packing costs that server, which is another process, the first tells.
+It is more than an engine takes in (`kvcache.keeper.PACE`): most of it is out of date by then.
 """
 
 from __future__ import annotations
@@ -183,45 +183,51 @@ def _spread(measure: Callable[[], float], reps: int) -> list[float]:
 
 
 def throughput(hints: float, starts: int, reps: int) -> dict[str, Any]:
-    """Seconds for the same calls: stock, the plug-in without hints, and with so many a second; the ratio to stock.
+    """Seconds for such calls: stock, the plug-in without hints, and with so many a second; the ratio to stock.
 
-    Each has an engine in a process of its own, and one plays at a time, in turns. How fast a process is differs by some
-    percent from one start to the next: all start anew so many times, and a start is one pair.
+    The plug-in has an engine in a process of its own, and one plays at a time, in turns. How fast a process is differs
+    by some percent from one start to the next: both start anew so many times, and a start is one pair. What hints cost
+    is told of the same process, in turns with and without.
     """
-    variants = {"stock": (False, 0.0), "plug-in, no hints": (True, 0.0), f"plug-in, {hints:g} hints/s": (True, hints)}
+    told = f"plug-in, {hints:g} hints/s"
+    variants = {"stock": (False, 0.0), "plug-in, no hints": (True, 0.0), told: (True, hints)}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for start in range(1, starts + 1):
         for name, took in _started(variants, start, reps).items():
             seconds[name].append(took)
         print(f"{start}/{starts}: { ({name: round(each[-1], 2) for name, each in seconds.items()}) }", file=sys.stderr)
-    ratios = {name: paired(list(zip(seconds[name], seconds["stock"], strict=True))) for name in seconds}
-    return {
-        name: {"seconds": [round(one, 2) for one in seconds[name]], "ratio": round(over.mean, 4),
-               "interval": [over.low, over.high]}
+    pairs = {name: (name, "stock") for name in variants} | {f"{told}, over none": (told, "plug-in, no hints")}
+    ratios = {
+        name: paired(list(zip(seconds[one], seconds[other], strict=True))) for name, (one, other) in pairs.items()
+    }
+    figures: dict[str, Any] = {
+        name: {"ratio": round(over.mean, 4), "interval": [over.low, over.high]}
         for name, over in ratios.items() if over is not None
     }  # fmt: skip
+    return figures | {f"{name}, seconds": [round(one, 2) for one in each] for name, each in seconds.items()}
 
 
 def _started(variants: dict[str, tuple[bool, float]], start: int, reps: int) -> dict[str, float]:
-    """Start an engine of each, and play: the mean seconds of a turn."""
+    """Start an engine of each kind, and play: the mean seconds of a turn."""
     seconds = dict.fromkeys(variants, 0.0)
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for name in variants}
-        for name in random.Random(start).sample(list(pools), len(pools)):
-            pools[name].apply(_start, variants[name])
+        pools = [stack.enter_context(multiprocessing.get_context("spawn").Pool(1)) for _ in (False, True)]
+        for plugin in random.Random(start).sample((False, True), 2):
+            pools[plugin].apply(_start, (plugin,))
         for rep in range(1, reps + 1):
-            for name in random.Random(f"{start} {rep}").sample(list(pools), len(pools)):
-                seconds[name] += pools[name].apply(_play, (rep,)) / reps
+            for name in random.Random(f"{start} {rep}").sample(list(variants), len(variants)):
+                plugin, hints = variants[name]
+                seconds[name] += pools[plugin].apply(_play, (f"{rep}t" if hints else f"{rep}", hints)) / reps
     return seconds
 
 
 _playing: list[Any] = []
-"""The engine of this process, whether it has the plug-in, and the hints that it is told a second."""
+"""The engine of this process, whether it has the plug-in, and the name of its latest turn."""
 
 _numbers = count()  # of messages
 
 
-def _start(plugin: bool, hints: float) -> None:
+def _start(plugin: bool) -> None:
     """Start the engine of this process, and warm it up."""
     from bench.sequence.engine import local, prepare
 
@@ -230,8 +236,8 @@ def _start(plugin: bool, hints: float) -> None:
         "retention" if plugin else None, POOL, dtype=embedded.dtype(), max_model_len=PROMPT + OUTPUT + BLOCK,
         max_num_seqs=8,
     )  # fmt: skip
-    _playing[:] = engine, plugin, hints
-    _play(0)
+    _playing[:] = engine, plugin, ""
+    _play("0", 0.0)
 
 
 def _ask(name: str, prompt: list[int], owner: str, tokens: int) -> None:
@@ -242,17 +248,18 @@ def _ask(name: str, prompt: list[int], owner: str, tokens: int) -> None:
     engine.add_request(name, {"prompt_token_ids": prompt}, params, session_id=owner if plugin else None)
 
 
-def _play(turn: int) -> float:
-    """Seconds for the calls of a turn, the same in all processes."""
+def _play(turn: str, hints: float) -> float:
+    """Seconds for the calls of a turn, the same in all processes, told so many hints a second."""
     from scheduler.actions import Release
     from server.advice import actions
 
-    engine, plugin, hints = _playing
+    engine, plugin, before = _playing
+    _playing[2] = turn
     core: Any = engine.engine_core.engine_core.scheduler
     rng, told, accepted = random.Random(turn), 0, 0
     owners = [f"o{number}" for number in range(MESSAGE)]
     if plugin:  # the runs of the turn before have ended
-        over = [Release("w", f"b{turn - 1}x{number}") for number in range(CALLS)]
+        over = [Release("w", f"b{before}x{number}") for number in range(CALLS)]
         core({"protocol_version": 1, "message_id": f"over {turn}", "actions": actions("", over, 0.0)})
     for number, owner in enumerate(owners):  # those of which it is told
         _ask(f"{turn}.{owner}", [3 + number] * (BLOCK + 1), owner, 1)
