@@ -168,18 +168,23 @@ def tree_ticks(root: int) -> int:
 
 def own_ticks(pid: int) -> int:
     """CPU ticks that one process has used."""
-    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return sum(map(int, _stat(pid)[11:13]))
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Each process and the fields of its stat that come after its name."""
+    """Each process and its `_stat`."""
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                text = Path(f"/proc/{entry}/stat").read_text()
+                fields = _stat(int(entry))
             except OSError:  # it has ended
                 continue
-            yield int(entry), text.rpartition(")")[2].split()
+            yield int(entry), fields
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process's stat that come after its name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _machine_ticks() -> int:

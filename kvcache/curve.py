@@ -15,6 +15,11 @@ HIGHEST = 1e9  # 1/s
 _VALUE = Layout("<f")  # of 4 bytes
 
 
+def column(figures: Sequence[float]) -> bytes:
+    """Numbers as they are sent: little-endian float32. OverflowError where one is none."""
+    return pack(f"<{len(figures)}f", *figures)
+
+
 class LogCurve(Struct, frozen=True, gc=False):
     """`values[i]` in 1/s holds from first x r^i idle seconds on, where r^(number of values) is last / first.
 
@@ -29,7 +34,7 @@ class LogCurve(Struct, frozen=True, gc=False):
     @classmethod
     def of(cls, first: float, last: float, values: Sequence[float]) -> LogCurve:
         """With these values in 1/s. ValueError, as of `check`; OverflowError where a value is no float32."""
-        curve = cls(first, last, pack(f"<{len(values)}f", *values))
+        curve = cls(first, last, column(values))
         curve.check()
         return curve
 

@@ -125,7 +125,7 @@ class Rows(Mapping[str, Hint]):
     def __getitem__(self, owner: str) -> Hint:
         place, index = self._places[owner], self._said.index
         curve = None if index is UNSET else index.curve(place, self._curve)
-        since, next_use, hold, reuse, leased = self._figures[place]
+        since, next_use, hold, reuse, leased = self._rows[place]
         return Hint(since, curve, None, next_use, hold, reuse, 1.0, leased)
 
     @cached_property
@@ -133,7 +133,7 @@ class Rows(Mapping[str, Hint]):
         return {owner: place for place, owner in enumerate(self._said.owners)}
 
     @cached_property
-    def _figures(self) -> list[tuple[float, float | None, float | None, float | None, bool]]:
+    def _rows(self) -> list[tuple[float, float | None, float | None, float | None, bool]]:
         said, now, nothing = self._said, self._now, [None] * len(self._said.owners)
         since = [now - idle for idle in _figures(said.idle, LONGEST)]
         ahead = said.next_use if said.index is UNSET else UNSET

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from struct import pack
 from typing import Any
 
+from kvcache.curve import column
 from kvcache.policy import Hint
 from scheduler.actions import Advice, Prefetch, Release, Reprioritise, Retain
 from scheduler.gaps import Gap
@@ -52,24 +52,20 @@ def _columns(hint: Hint) -> Columns:
 def _foretold(retained: Sequence[Retain], columns: Columns, now: float) -> dict[str, Any]:
     """Clocks differ: times are sent as spans."""
     hints = [one.hint for one in retained]
-    idle, leased = _packed([max(0.0, now - hint.since) for hint in hints]), bytes(hint.leased for hint in hints)
+    idle, leased = column([max(0.0, now - hint.since) for hint in hints]), bytes(hint.leased for hint in hints)
     return {"owners": [one.owner for one in retained], "idle": idle, "leased": leased} | columns(hints, now)
 
 
-def _packed(column: Sequence[float]) -> bytes:
-    return pack(f"<{len(column)}f", *column)
-
-
 def _uses(hints: Sequence[Hint], now: float) -> dict[str, Any]:
-    return {"next_use": _packed([max(0.0, (hint.next_use or 0.0) - now) for hint in hints])}
+    return {"next_use": column([max(0.0, (hint.next_use or 0.0) - now) for hint in hints])}
 
 
 def _gaps(hints: Sequence[Hint], now: float) -> dict[str, Any]:
     curves = [hint.gap.curve() for hint in hints if isinstance(hint.gap, Gap)]
     values = b"".join(curve.values for curve in curves)  # all of them against the same times
     return {
-        "hold": _packed([hint.hold or 0.0 for hint in hints]),
-        "reuse": _packed([hint.reuse or 0.0 for hint in hints]),
+        "hold": column([hint.hold or 0.0 for hint in hints]),
+        "reuse": column([hint.reuse or 0.0 for hint in hints]),
         "index": {"first": curves[0].first, "last": curves[0].last, "values": values},
     }
 

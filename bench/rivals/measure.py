@@ -128,9 +128,9 @@ def _extra(engines: Engines, workload: Workload, played: Played, slots: int) -> 
 
 def _ticks(front: Front, engines: Engines) -> dict[str, int]:
     """CPU ticks that each has used: the front, the client, API servers, and the engines beside these."""
-    servers = sum(map(own_ticks, engines.pids))
     used = {"front": tree_ticks(front.pid) if front.pid else 0, "client": own_ticks(os.getpid())}
     if engines.pids:
+        servers = sum(map(own_ticks, engines.pids))
         used |= {"servers": servers, "engines": sum(map(tree_ticks, engines.pids)) - servers}
     return used
 
