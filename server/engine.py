@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from server.config import ConfigError
 
@@ -51,6 +52,13 @@ class EngineSpec:
     host_tier: float | None = 0.0
 
 
+class Tier(NamedTuple):
+    """GiB of host memory for the KV of one engine; `why` it is not what memory would allow, empty where it is."""
+
+    gib: float
+    why: str = ""
+
+
 def check_args(args: Sequence[str]) -> None:
     """Raise ConfigError on a flag that is Weft's to set."""
     for arg in args:
@@ -77,12 +85,12 @@ def world_size(args: Sequence[str], *flags: str) -> int:
     return size
 
 
-def host_tier(spec: EngineSpec, workers: int) -> float:
-    """GiB of host tier for each engine of the worker, of so many on this machine: data-parallel ones share its part."""
-    total = spec.host_tier
-    if total is None:
-        total = sensible_tier(installed(), spec.args, {**os.environ, **dict(spec.env)}, workers)
-    return total / world_size(spec.args, "--data-parallel-size")
+def host_tier(spec: EngineSpec, workers: int) -> Tier:
+    """The host tier of each engine of the worker, of so many on this machine: data-parallel ones share its part."""
+    tier = Tier(spec.host_tier or 0.0)
+    if spec.host_tier is None:
+        tier = sensible_tier(installed(), spec.args, {**os.environ, **dict(spec.env)}, workers)
+    return tier._replace(gib=tier.gib / world_size(spec.args, "--data-parallel-size"))
 
 
 def installed() -> str | None:
@@ -129,18 +137,28 @@ def plugin_args(args: Sequence[str], host_tier: float, link_gbps: float = 0.0) -
     return flags
 
 
-def sensible_tier(build: str | None, args: Sequence[str], env: Mapping[str, str], workers: int) -> float:
-    """GiB of host tier for each engine of a worker, of so many on this machine, where nobody said more.
+def sensible_tier(build: str | None, args: Sequence[str], env: Mapping[str, str], workers: int) -> Tier:
+    """The host tier of each engine of a worker, of so many on this machine, where nobody said more.
 
-    0 on the CPU backend, whose KV lies in host memory anyway, and where vLLM would refuse a connector, or has no use.
+    None on the CPU backend, whose KV lies in host memory anyway, and where vLLM refuses a connector, or has no use.
     """
-    if build != "gpu" or given(args, "--no-enable-prefix-caching", "--use-replayssm"):
-        return 0.0
+    if build != "gpu":
+        return Tier(0.0)
+    for flag in ("--no-enable-prefix-caching", "--use-replayssm"):
+        if given(args, flag):
+            return Tier(0.0, f"vLLM has none with {flag}")
     if "expandable_segments:true" in env.get("PYTORCH_CUDA_ALLOC_CONF", "").lower().replace(" ", ""):
-        return 0.0
+        return Tier(0.0, "vLLM has none with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
     # vLLM's tier lies in shared memory, which containers have little of unless they are given more.
-    left = min(memory_left() / SHARE, SHARED * shutil.disk_usage("/dev/shm").free)  # noqa: S108
-    return left / GIB / max(1, workers)
+    wanted, room = memory_left() / SHARE, SHARED * shutil.disk_usage("/dev/shm").free  # noqa: S108
+    gib = min(wanted, room) / GIB / max(1, workers)
+    if room >= wanted:
+        return Tier(gib)
+    return Tier(
+        gib,
+        f"{gib:.2g} GiB, as it lies in /dev/shm, which has {room / SHARED / GIB:.2g} GiB left; memory would allow "
+        f"{wanted / GIB / max(1, workers):.2g} (in a container: --ipc=host or a larger --shm-size)",
+    )
 
 
 def memory_left() -> int:

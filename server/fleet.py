@@ -22,11 +22,12 @@ SILENT_POLLS = 3  # a busy server may miss a probe
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where one life of a worker's server is reached."""
+    """Where one life of a worker's server is reached; `note`: what an operator should know of how it was started."""
 
     url: str
     api_key: str | None
     incarnation: str
+    note: str = ""
 
 
 class Fleet(Protocol):
@@ -115,6 +116,8 @@ class _Follower:
         incarnation = location.incarnation or str(self.outages)
         cards, version = described.cards, described.version
         abilities = described.abilities
+        if abilities and location.note:
+            abilities = {**abilities, "why": [*abilities.get("why", ()), location.note]}
         endpoint = Endpoint(self.worker, location.url, cards, location.api_key, incarnation, version, abilities)
         known = self.core.endpoints.get(self.worker)
         if known is None or _news(known) != _news(endpoint):

@@ -94,7 +94,7 @@ class RayFleet:
             self.failed[worker] = _telling(info["log_tail"], info["log"])
         if info["state"] != "ready":
             return None
-        return Location(info["url"], info["api_key"], info["incarnation"])
+        return Location(info["url"], info["api_key"], info["incarnation"], info.get("note", ""))
 
 
 def list_workers() -> list[str]:

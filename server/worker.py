@@ -51,7 +51,7 @@ class WorkerActor:
         threading.Thread(target=self._await_ready, daemon=True).start()
 
     def _start(self) -> None:
-        command = engine.command(self.spec, self.host, self.port, self._tier)
+        command = engine.command(self.spec, self.host, self.port, self._tier.gib)
         if self.log.exists():
             self.log.replace(self.directory / "vllm.log.1")
         with self.log.open("wb") as log:
@@ -67,7 +67,10 @@ class WorkerActor:
             )
 
     def info(self) -> dict[str, Any]:
-        """Where the server is and how it does: `starting`, `ready`, `failed` (with the end of its log) or `stopped`."""
+        """Where the server is and how it does: `starting`, `ready`, `failed` (with the end of its log) or `stopped`.
+
+        `note` is what an operator should know of how it was started.
+        """
         return {
             "state": self.state,
             "url": f"http://{_in_url(self.host)}:{self.port}",
@@ -76,6 +79,7 @@ class WorkerActor:
             "spec": self.spec,
             "pid": self.server.pid,
             "log": str(self.log),
+            "note": f"host_tier: {self._tier.why}" if self._tier.why else "",
             "log_tail": self._tail() if self.state == "failed" else "",
         }
 
@@ -91,8 +95,10 @@ class WorkerActor:
     def _wait(self) -> None:
         self.server.wait()
         self._kill()
-        if self.state == "starting" and self._tier and self.spec.host_tier is None:
-            self._tier = 0.0  # nobody asked for one, and some models start with none
+        if self.state == "starting" and self._tier.gib and self.spec.host_tier is None:
+            # Nobody asked for one, and some models start with none.
+            why = f"the engine did not start with {self._tier.gib:.2g} GiB; what it said: {self.log}.1"
+            self._tier = engine.Tier(0.0, why)
             self._start()
             self.server.wait()
             self._kill()

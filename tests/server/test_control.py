@@ -6,6 +6,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import replace
 from struct import unpack
 from typing import Any
 
@@ -20,6 +21,7 @@ from kvcache.retention import Retention
 from scheduler.actions import Prefetch, Reprioritise, Retain
 from scheduler.residency import Residency
 from server import control
+from server.fleet import Attached, Location
 from tests.fake_worker import FakeWorker
 from tests.server.conftest import Start, Weft
 
@@ -154,6 +156,19 @@ async def test_workers_say_what_their_engines_can_do(start: Start) -> None:
     assert with_plugin["host_tokens"] == 4096
     assert with_plugin["engine"]["why"] == ["guard: off"]
     assert (without["host_tokens"], without["engine"]) == (0, {})
+
+
+async def test_workers_say_what_is_to_be_known_of_how_they_were_started(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located = Attached.locate
+
+    async def noted(self: Attached, worker: str) -> Location:
+        return replace(await located(self, worker), note="host_tier: 0.05 GiB")
+
+    monkeypatch.setattr(Attached, "locate", noted)
+    weft = await start(FakeWorker(plugin=Plugin(why=["guard: off"])))
+    assert weft.core.endpoints["w0"].abilities["why"] == ["guard: off", "host_tier: 0.05 GiB"]
 
 
 async def test_an_engine_that_cannot_say_what_it_holds_is_not_asked(start: Start) -> None:

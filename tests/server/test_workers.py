@@ -165,7 +165,7 @@ def flag(command: list[str], name: str) -> str:
 def test_what_a_worker_on_a_gpu_is_started_with_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "installed", lambda: "gpu")
     spec = EngineSpec("m-0", "m", "org/model", args=("--data-parallel-size", "2"), host_tier=8.0)
-    assert engine.host_tier(spec, 3) == 4.0, "data-parallel engines share it"
+    assert engine.host_tier(spec, 3) == (4.0, ""), "data-parallel engines share it"
     command = engine.command(spec, "127.0.0.1", 1234, 4.0)
     module, _, name = flag(command, "--scheduler-cls").rpartition(".")
     assert hasattr(importlib.import_module(module), name)
@@ -183,17 +183,22 @@ def test_what_a_worker_on_a_gpu_is_started_with_can_be_imported(monkeypatch: pyt
 def test_a_tier_that_nobody_asked_for_fits_the_machine_and_stays_out_of_the_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def tier(*args: str, build: str = "gpu", shm: float = 1e12, **env: str) -> float:
+    def tier(*args: str, build: str = "gpu", shm: float = 1e12, **env: str) -> engine.Tier:
         monkeypatch.setattr(engine, "installed", lambda: build)
         monkeypatch.setattr(engine.shutil, "disk_usage", lambda path: SimpleNamespace(free=shm))
         monkeypatch.setattr(engine, "memory_left", lambda: 64 << 30)
         return engine.host_tier(EngineSpec("m-0", "m", "m", args, tuple(env.items()), host_tier=None), 2)
 
-    assert tier() == 8.0, "a quarter, over two workers"
-    assert tier(shm=10 * (1 << 30)) == 4.0
-    assert tier(build="cpu") == 0.0
-    assert tier("--no-enable-prefix-caching") == 0.0
-    assert tier(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True") == 0.0
+    assert tier() == (8.0, ""), "a quarter, over two workers"
+    assert tier(build="cpu") == (0.0, "")
+    gib, why = tier(shm=10 * (1 << 30))
+    assert gib == 4.0
+    assert "/dev/shm, which has 10 GiB left; memory would allow 8 " in why
+    assert "--shm-size" in why
+    assert tier("--no-enable-prefix-caching") == (0.0, "vLLM has none with --no-enable-prefix-caching")
+    gib, why = tier(PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
+    assert gib == 0.0
+    assert "expandable_segments" in why
 
 
 def test_what_memory_is_left_is_no_more_than_the_machine_has() -> None:
@@ -210,7 +215,7 @@ def test_a_worker_that_dies_of_a_tier_nobody_asked_for_starts_without(
         "if not seen.exists():\n    seen.touch()\n    sys.exit('no tier for this model')\n"
         "os.execv(sys.executable, [sys.executable, '-P', '-m', 'bench.upstream', *sys.argv[2:]])\n"
     )
-    monkeypatch.setattr(engine, "host_tier", lambda spec, workers: 1.0)
+    monkeypatch.setattr(engine, "host_tier", lambda spec, workers: engine.Tier(1.0))
     first = SimpleNamespace(was_current_actor_reconstructed=False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: first)
     command = (sys.executable, str(script), str(tmp_path / "seen"))
@@ -220,7 +225,7 @@ def test_a_worker_that_dies_of_a_tier_nobody_asked_for_starts_without(
     try:
         wait_for(lambda: made.state != "starting", 60)
         assert made.state == "ready"
-        assert made._tier == 0.0
+        assert made.info()["note"] == f"host_tier: the engine did not start with 1 GiB; what it said: {made.log}.1"
         assert "no tier for this model" in made.log.with_suffix(".log.1").read_text()
     finally:
         made.stop()
