@@ -21,6 +21,7 @@ from kvcache.retention import Retention
 from scheduler.actions import Prefetch, Reprioritise, Retain
 from scheduler.residency import Residency
 from server import control
+from server.core import Core, Endpoint
 from server.fleet import Attached, Location
 from tests.fake_worker import FakeWorker
 from tests.server.conftest import Start, Weft
@@ -169,6 +170,15 @@ async def test_workers_say_what_is_to_be_known_of_how_they_were_started(
     monkeypatch.setattr(Attached, "locate", noted)
     weft = await start(FakeWorker(plugin=Plugin(why=["guard: off"])))
     assert weft.core.endpoints["w0"].abilities["why"] == ["guard: off", "host_tier: 0.05 GiB"]
+
+
+def test_a_large_fleet_is_asked_less_often_so_that_the_front_end_has_time_for_the_steps() -> None:
+    core = Core()
+    talking = control.Control(core, None)  # type: ignore[arg-type]
+    core.endpoints = {f"w{number}": Endpoint(f"w{number}", "") for number in range(50)}
+    assert talking.period == 0.1
+    core.endpoints |= {f"w{number}": Endpoint(f"w{number}", "") for number in range(512)}
+    assert talking.period == pytest.approx(512 / 500)
 
 
 async def test_an_engine_that_cannot_say_what_it_holds_is_not_asked(start: Start) -> None:
