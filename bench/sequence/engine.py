@@ -14,6 +14,7 @@ from bench.cells import Cell
 from bench.rivals.engines import stock_tier_args
 from bench.sequence.calls import Tokens, order
 from bench.sequence.core import LIAR, LYING, NAMED, STALE, Brain, Clock
+from bench.sequence.modelless import Modelless
 from bench.simulation.profile import CPU
 from bench.workloads.runs import Call, Run, Workload
 from scheduler.events import Usage
@@ -30,7 +31,7 @@ POLICIES = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One engine, and what is played on it."""
+    """One engine, and what is played on it. Without a model there is no host tier."""
 
     mode: str
     cell: Cell
@@ -39,6 +40,7 @@ class Setting:
     live: int
     room: float
     tier: float
+    model: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +169,22 @@ def _ahead(likely: Any) -> float:
 def started(setting: Setting, workload: Workload, clock: Clock) -> tuple[Any, int]:
     """An engine in this process, and its blocks."""
     blocks, most = room(setting, workload)
+    if not setting.model:
+        return modelless(setting.mode, blocks, most, clock), blocks
     gib = setting.tier * blocks * BLOCK * 2 * CPU.kv_bytes / GIB  # CPU.kv_bytes are of bfloat16
     ours: dict[str, Any] = {"scheduler_cls": clocked(clock)} if setting.mode in POLICIES else {}
     engine = local(
         POLICIES.get(setting.mode), blocks, gib, dtype="float32", max_model_len=most, max_num_seqs=4, **ours
     )  # fmt: skip
     return engine, blocks
+
+
+def modelless(mode: str, blocks: int, longest: int, clock: Clock) -> Modelless:
+    """vLLM's scheduler alone, in that mode."""
+    if mode not in POLICIES:
+        return Modelless(blocks, BLOCK, longest, max_num_seqs=4)
+    ours = {"scheduling_policy": "priority", "additional_config": {"weft_policy": POLICIES[mode]}}
+    return Modelless(blocks, BLOCK, longest, clocked(clock), max_num_seqs=4, **ours)
 
 
 def local(policy: str | None, blocks: int, gib: float = 0.0, link_gbps: float = 0.0, **flags: Any) -> Any:

@@ -44,11 +44,13 @@ def test_of_agents_in_turn_lru_finds_nothing_and_the_order_learned_from_two_loop
     agents, room, loops, fixed = 8, 4, 8, 224
     options = f"agents={agents},passes={loops},fixed={fixed},dynamic=32,output=2"
     share = room * 9 * 32 / (agents * (fixed + 32 * loops)) + 1e-6
-    ran(
-        "bench.sequence", "--workload", "w2", "--options", options, "--runs", 1, "--room", share,
-        "--modes", "stock,weft-named", "--out", tmp_path, XDG_CACHE_HOME=str(tmp_path),
+    settings = (
+        "--workload", "w2", "--options", options, "--runs", 1, "--room", share, "--modes", "stock,weft-named",
     )  # fmt: skip
-    told = json.loads((tmp_path / "sequence.json").read_text())
+    for out, more in ("whole", ()), ("modelless", ("--no-model",)):
+        ran("bench.sequence", *settings, *more, "--out", tmp_path / out, XDG_CACHE_HOME=str(tmp_path))
+    told, modelless = (json.loads((tmp_path / out / "sequence.json").read_text()) for out in ("whole", "modelless"))
+    assert modelless["calls"] == told["calls"], "without a model as much is found"
     found = {name.partition(",")[0]: [call[1] for call in calls] for name, calls in told["calls"].items()}
     assert sum(found["stock"]) == 0
     late = found["weft-named"][2 * agents :]
