@@ -87,8 +87,9 @@ def world_size(args: Sequence[str], *flags: str) -> int:
 
 def host_tier(spec: EngineSpec, workers: int) -> Tier:
     """The host tier of each engine of the worker, of so many on this machine: data-parallel ones share its part."""
-    tier = Tier(spec.host_tier or 0.0)
-    if spec.host_tier is None:
+    if spec.host_tier is not None:
+        tier = Tier(spec.host_tier)
+    else:
         tier = sensible_tier(installed(), spec.args, {**os.environ, **dict(spec.env)}, workers)
     return tier._replace(gib=tier.gib / world_size(spec.args, "--data-parallel-size"))
 
@@ -150,14 +151,14 @@ def sensible_tier(build: str | None, args: Sequence[str], env: Mapping[str, str]
     if "expandable_segments:true" in env.get("PYTORCH_CUDA_ALLOC_CONF", "").lower().replace(" ", ""):
         return Tier(0.0, "vLLM has none with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
     # vLLM's tier lies in shared memory, which containers have little of unless they are given more.
-    wanted, room = memory_left() / SHARE, SHARED * shutil.disk_usage("/dev/shm").free  # noqa: S108
-    gib = min(wanted, room) / GIB / max(1, workers)
+    shared, each = shutil.disk_usage("/dev/shm").free / GIB, 1 / max(1, workers)  # noqa: S108
+    wanted, room = memory_left() / SHARE / GIB * each, SHARED * shared * each
     if room >= wanted:
-        return Tier(gib)
+        return Tier(wanted)
     return Tier(
-        gib,
-        f"{gib:.2g} GiB, as it lies in /dev/shm, which has {room / SHARED / GIB:.2g} GiB left; memory would allow "
-        f"{wanted / GIB / max(1, workers):.2g} (in a container: --ipc=host or a larger --shm-size)",
+        room,
+        f"{room:.2g} GiB, as it lies in /dev/shm, which has {shared:.2g} GiB left; memory would allow "
+        f"{wanted:.2g} (in a container: --ipc=host or a larger --shm-size)",
     )
 
 

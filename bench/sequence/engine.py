@@ -93,7 +93,7 @@ def prepare() -> None:
 
 
 def play(setting: Setting) -> tuple[Figures, int]:
-    """Play a setting in this process, which must have loaded no vLLM yet. Returns the blocks of the engine, too."""
+    """Play a setting in this process, where nothing else loads vLLM before. Returns the blocks of the engine, too."""
     prepare()
     workload = runners.workload(setting.cell, setting.trace)
     clock = Clock()
@@ -181,10 +181,15 @@ def started(setting: Setting, workload: Workload, clock: Clock) -> tuple[Any, in
 
 def modelless(mode: str, blocks: int, longest: int, clock: Clock) -> Modelless:
     """vLLM's scheduler alone, in that mode."""
-    if mode not in POLICIES:
-        return Modelless(blocks, BLOCK, longest, max_num_seqs=4)
-    ours = {"scheduling_policy": "priority", "additional_config": {"weft_policy": POLICIES[mode]}}
-    return Modelless(blocks, BLOCK, longest, clocked(clock), max_num_seqs=4, **ours)
+    ours: dict[str, Any] = {}
+    if mode in POLICIES:
+        ours = {"kind": clocked(clock), **plugged(POLICIES[mode])}
+    return Modelless(blocks, BLOCK, longest, max_num_seqs=4, **ours)
+
+
+def plugged(policy: str) -> dict[str, Any]:
+    """vLLM's flags beside the scheduler's class, for our plug-in with an eviction policy."""
+    return {"scheduling_policy": "priority", "additional_config": {"weft_policy": policy}}
 
 
 def local(policy: str | None, blocks: int, gib: float = 0.0, link_gbps: float = 0.0, **flags: Any) -> Any:
@@ -198,8 +203,7 @@ def local(policy: str | None, blocks: int, gib: float = 0.0, link_gbps: float = 
     given: dict[str, Any] = {}
     if policy is not None:
         args = [*plugin_args((), gib, link_gbps)]
-        given = {"scheduler_cls": "kvcache.plugin.engine.WeftScheduler", "scheduling_policy": "priority"}
-        given["additional_config"] = {"weft_policy": policy}
+        given = {"scheduler_cls": "kvcache.plugin.engine.WeftScheduler", **plugged(policy)}
     elif gib:
         args = stock_tier_args(gib, link_gbps)
     if gib:

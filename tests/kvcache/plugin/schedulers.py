@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
-import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
-from vllm.engine.arg_utils import EngineArgs
-from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
-from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
 
+from bench.sequence import modelless
 from kvcache.plugin.engine import WeftScheduler
 
 BLOCK = 32
-
-
-@cache
-def model() -> str:
-    """A folder with as much of a model as a scheduler asks for."""
-    folder = Path(mkdtemp(prefix="weft-model-"))
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_hidden_layers": 1}
-    more = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1000}
-    (folder / "config.json").write_text(json.dumps(shape | more | {"max_position_embeddings": 2048}))
-    return str(folder)
 
 
 def config(**arguments: Any) -> VllmConfig:
@@ -42,14 +24,12 @@ def config(**arguments: Any) -> VllmConfig:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     given = {"max_model_len": 512, "block_size": BLOCK, "max_num_seqs": 4, "scheduling_policy": "priority"}
     given |= {"enable_prefix_caching": True}
-    return EngineArgs(
-        model=model(), dtype="float32", enforce_eager=True, skip_tokenizer_init=True, **(given | arguments),
-    ).create_engine_config()  # fmt: skip
+    return modelless.configured(**(given | arguments))
 
 
 def full(block: int = BLOCK) -> FullAttentionSpec:
     """A layer with full attention."""
-    return FullAttentionSpec(block_size=block, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    return modelless.full(block)
 
 
 class Played:
@@ -61,31 +41,18 @@ class Played:
     ) -> None:  # fmt: skip
         settings = config(**arguments)
         settings.scheduler_config.async_scheduling = asynchronous
-        settings.cache_config.num_gpu_blocks = blocks + 1
-        specs = specs or (full(),)
-        groups = [KVCacheGroupSpec([f"layer {place}"], spec) for place, spec in enumerate(specs)]
-        size = max(spec.block_size for spec in specs)
-        self.scheduler = kind(
-            vllm_config=settings, kv_cache_config=KVCacheConfig(blocks + 1, [], groups),
-            structured_output_manager=StructuredOutputManager(settings), block_size=size,
-            hash_block_size=hash_block or size, log_stats=True,
-        )  # fmt: skip
+        self.scheduler, self._hasher = modelless.scheduler(settings, blocks, specs or (full(),), kind, hash_block)
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self.found: dict[str, int] = {}
         self.outputs: dict[str, list[int]] = {}
         self._flying: deque[Any] = deque()
-        init_none_hash(sha256)
-        self._hasher = get_request_block_hasher(hash_block or size, sha256)
 
     def ask(
         self, name: str, prompt: Sequence[int], session: str | None = None, tokens: int = 4, **more: Any
     ) -> Request:
         """Let a request come."""
         params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-        params.update_from_generation_config({}, 2)
-        request = Request(
-            name, list(prompt), params, None, block_hasher=self._hasher, session_id=session, **more
-        )  # fmt: skip
+        request = modelless.asked(name, prompt, params, self._hasher, session_id=session, **more)
         self.scheduler.add_request(request)
         return request
 
@@ -101,17 +68,12 @@ class Played:
     def finish(self, loaded: Iterable[str] = ()) -> None:
         """The oldest step in flight is done, and what a connector loads for these requests is there."""
         output = self._flying.popleft()
-        names = list(output.num_scheduled_tokens)
-        sampled = []
-        for name in names:
+        sampled = {}
+        for name in output.num_scheduled_tokens:
             request = self.scheduler.requests.get(name)
             whole = request is None or not request.is_prefill_chunk
-            sampled.append([7 + len(self.outputs.setdefault(name, [])) % 900] if whole else [])
-        ran = ModelRunnerOutput(
-            req_ids=names, req_id_to_index={name: place for place, name in enumerate(names)},
-            sampled_token_ids=sampled, logprobs=None, prompt_logprobs_dict={}, pooler_output=[],
-            kv_connector_output=KVConnectorOutput(finished_recving=set(loaded)),
-        )  # fmt: skip
+            sampled[name] = [7 + len(self.outputs.setdefault(name, [])) % 900] if whole else []
+        ran = modelless.ran(sampled, kv_connector_output=KVConnectorOutput(finished_recving=set(loaded)))
         for core in self.scheduler.update_from_output(output, ran).values():
             for one in core.outputs:
                 self.outputs.setdefault(one.request_id, []).extend(one.new_token_ids)
