@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import anthropic
+import openai
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -30,6 +32,21 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
                 item.add_report_section("call", "tasks", "\n".join(f"{n} x {where}" for where, n in waits.items()))
                 item.add_report_section("call", "sockets that the loop waits for, the kernel does not", str(deaf(loop)))
         raise
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sdks_are_closed() -> Iterator[None]:
+    """An SDK's client that is garbage aborts its connections when their sockets are closed and the numbers given out
+    again: it takes the reader of whoever has the number now, a server of the next test. So a test closes its own."""
+
+    def left_open(client: object) -> None:
+        if not client.is_closed:  # type: ignore[attr-defined]
+            raise ResourceWarning("a test left the client of an SDK open")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for sdk in (openai._base_client, anthropic._base_client):
+            patch.setattr(sdk.AsyncHttpxClientWrapper, "__del__", left_open)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,10 +12,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import openai
 import orjson
 import pytest
 
@@ -151,6 +152,13 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+async def sdk(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The OpenAI SDK's client of `served`."""
+    async with openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

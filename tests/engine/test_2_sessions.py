@@ -32,10 +32,9 @@ async def session(client: openai.AsyncOpenAI, name: str, turns: int) -> list[tup
     return seen
 
 
-async def test_sessions_keep_their_worker_and_hit_what_they_left_there(served: Served) -> None:
-    client = openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
+async def test_sessions_keep_their_worker_and_hit_what_they_left_there(served: Served, sdk: openai.AsyncOpenAI) -> None:
     names = [f"growing-{index}" for index in range(8)]
-    runs = await asyncio.gather(*(session(client, name, 4) for name in names))
+    runs = await asyncio.gather(*(session(sdk, name, 4) for name in names))
     for run in runs:
         assert len({worker for worker, _, _ in run}) == 1
         for (_, before, _), (_, _, cached) in itertools.pairwise(run):

@@ -46,17 +46,16 @@ async def stream(client: openai.AsyncOpenAI, index: int, begun: list[int], token
 
 
 @pytest.mark.parametrize("victim", ["server", "actor"])
-async def test_killed_under_16_streams(served: Served, victim: str) -> None:
-    client = openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0, timeout=120)
+async def test_killed_under_16_streams(served: Served, sdk: openai.AsyncOpenAI, victim: str) -> None:
     engine = served.engines()[0]
     begun = [0] * 16
-    running = [asyncio.create_task(stream(client, index, begun, 1000)) for index in range(16)]
+    running = [asyncio.create_task(stream(sdk, index, begun, 1000)) for index in range(16)]
     while min(begun) < 3:
         await asyncio.sleep(0.02)
-    late = [asyncio.create_task(stream(client, index, [0] * 16, 5)) for index in range(8)]
+    late = [asyncio.create_task(stream(sdk, index, [0] * 16, 5)) for index in range(8)]
     early = [task.done() for task in running]
     os.kill(engine.pid if victim == "server" else actor_of(engine.pid), signal.SIGKILL)
-    late += [asyncio.create_task(stream(client, index, [0] * 16, 5)) for index in range(8, 16)]
+    late += [asyncio.create_task(stream(sdk, index, [0] * 16, 5)) for index in range(8, 16)]
     ended = await asyncio.gather(*running)
     for told, worker in ended:  # on the victim: cut off with an error, or whole, where it ended before the server did
         assert told == "done" or (worker == engine.worker and "worker failed" in told), (told, worker)
@@ -67,7 +66,7 @@ async def test_killed_under_16_streams(served: Served, victim: str) -> None:
         assert told == "done" or "worker failed" in told  # begun on the victim in the very last moment
     wait_for(lambda: engine.pid not in {e.pid for e in served.engines()})
     wait_for(lambda: served.up() == 2 and len(served.engines()) == 2, 180)
-    opened = await stream(client, 0, [0], 3)
+    opened = await stream(sdk, 0, [0], 3)
     assert opened == ("done", engine.worker)  # back without help, and first new workflows go to it
     nothing_is_left(served)
 
@@ -98,11 +97,12 @@ async def test_200_clients_that_leave_at_random_leave_nothing_running(served: Se
     nothing_is_left(served)
 
 
-async def test_a_front_end_that_is_killed_comes_back_and_adopts_the_workers(served: Served) -> None:
+async def test_a_front_end_that_is_killed_comes_back_and_adopts_the_workers(
+    served: Served, sdk: openai.AsyncOpenAI
+) -> None:
     before = [(engine.worker, engine.pid) for engine in served.engines()]
-    client = openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
     begun = [0]
-    cut = asyncio.create_task(stream(client, 0, begun, 2000))
+    cut = asyncio.create_task(stream(sdk, 0, begun, 2000))
     while not begun[0]:
         await asyncio.sleep(0.02)
     served.stop(signal.SIGKILL)
@@ -113,5 +113,5 @@ async def test_a_front_end_that_is_killed_comes_back_and_adopts_the_workers(serv
     assert time.monotonic() - began < 60
     assert [(engine.worker, engine.pid) for engine in served.engines()] == before
     assert "adopted weft-embedded-0" in served.said()
-    assert (await stream(client, 0, [0], 3))[0] == "done"
+    assert (await stream(sdk, 0, [0], 3))[0] == "done"
     nothing_is_left(served)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import pytest
 import uvicorn
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
 
 from server import fleet
 from server.app import build
@@ -31,11 +33,27 @@ class Weft:
     url: str
     http: aiohttp.ClientSession
     workers: list[FakeWorker]
+    sdks: list[AsyncOpenAI | AsyncAnthropic] = field(default_factory=list)
 
     def chat(self, told: dict | None = None, headers: dict | None = None, path: str = URL, **fields: object):
         """POST a chat call; `told` is for the fake worker."""
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "fake": told or {}, **fields}
         return self.http.post(self.url + path, json=body, headers=headers)
+
+    def openai(self, key: str = "none", retries: int = 0) -> AsyncOpenAI:
+        """The OpenAI SDK's client, closed when the test is over."""
+        self.sdks.append(made := AsyncOpenAI(base_url=self.url + "/v1", api_key=key, max_retries=retries))
+        return made
+
+    def anthropic(self, key: str = "none", retries: int = 0) -> AsyncAnthropic:
+        """The Anthropic SDK's client, closed when the test is over."""
+        self.sdks.append(made := AsyncAnthropic(base_url=self.url, auth_token=key, max_retries=retries))
+        return made
+
+    async def hang_up(self) -> None:
+        """Close the SDKs' clients."""
+        for client in self.sdks:
+            await client.close()
 
     async def idle(self, seconds: float = 10.0) -> None:
         """Wait until nothing is counted as running, anywhere."""
@@ -78,7 +96,9 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
                     await asyncio.sleep(0.01)
             http = await stack.enter_async_context(aiohttp.ClientSession())
             port = server.servers[0].sockets[0].getsockname()[1]
-            return Weft(core, f"http://127.0.0.1:{port}", http, fakes)
+            weft = Weft(core, f"http://127.0.0.1:{port}", http, fakes)
+            stack.push_async_callback(weft.hang_up)
+            return weft
 
         yield begin
 

@@ -142,16 +142,11 @@ async def test_tenants_see_only_their_own_workflows_and_responses(start: Start, 
 async def test_the_sdks_raise_their_own_exceptions(weft: Weft) -> None:
     said = [{"role": "user", "content": "hi"}]
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        await openai.AsyncOpenAI(base_url=weft.url + "/v1", api_key="x").chat.completions.create(
-            model="no", messages=said
-        )
+        await weft.openai(retries=2).chat.completions.create(model="no", messages=said)
     with pytest.raises(anthropic.NotFoundError, match="does not exist"):
-        await anthropic.AsyncAnthropic(base_url=weft.url, api_key="x").messages.create(
-            model="no", max_tokens=1, messages=said
-        )
-    client = openai.AsyncOpenAI(base_url=weft.url + "/v1", api_key="x", max_retries=0)
+        await weft.anthropic(retries=2).messages.create(model="no", max_tokens=1, messages=said)
     with pytest.raises(openai.APIError, match="failed while it answered"):
-        stream = await client.chat.completions.create(
+        stream = await weft.openai().chat.completions.create(
             model="m", messages=said, stream=True, extra_body={"fake": {"die_after": 2}}
         )
         async for _ in stream:

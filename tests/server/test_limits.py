@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from anthropic import AsyncAnthropic
 from anthropic import RateLimitError as AnthropicRateLimitError
 from openai import AsyncOpenAI, RateLimitError, UnprocessableEntityError
 
@@ -27,16 +26,12 @@ async def limited(start: Start, tmp_path: Path) -> Weft:
     return await start(FakeWorker(), keys=tmp_path / "keys.yaml")
 
 
-def sdk(weft: Weft, key: str = "none", retries: int = 0) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=weft.url + "/v1", api_key=key, max_retries=retries)
-
-
 async def ask(client: AsyncOpenAI, **fields: object) -> object:
     return await client.chat.completions.create(model="m", messages=MESSAGES, **fields)  # type: ignore[call-overload]
 
 
 async def test_one_more_workflow_than_allowed_is_a_429_that_says_when_to_come_again(limited: Weft) -> None:
-    client = sdk(limited, "key-small")
+    client = limited.openai("key-small")
     await ask(client, metadata={"workflow_id": "one"})
     with pytest.raises(RateLimitError) as refused:
         await ask(client, metadata={"workflow_id": "two"})
@@ -51,11 +46,11 @@ async def test_one_more_workflow_than_allowed_is_a_429_that_says_when_to_come_ag
 
 
 async def test_used_up_tokens_are_a_429_in_the_shape_of_either_api(limited: Weft) -> None:
-    client = sdk(limited, "key-thrifty")
+    client = limited.openai("key-thrifty")
     await ask(client, extra_headers={"x-session-id": "s"}, extra_body={"fake": {"prompt_tokens": 100}})
     with pytest.raises(RateLimitError, match="10 tokens a minute are used up"):
         await ask(client)
-    anthropic = AsyncAnthropic(base_url=limited.url, auth_token="key-thrifty", max_retries=0)
+    anthropic = limited.anthropic("key-thrifty")
     with pytest.raises(AnthropicRateLimitError) as refused:
         await anthropic.messages.create(model="m", max_tokens=5, messages=[{"role": "user", "content": "Hi"}])
     assert refused.value.response.json()["error"]["type"] == "rate_limit_error"
@@ -64,7 +59,7 @@ async def test_used_up_tokens_are_a_429_in_the_shape_of_either_api(limited: Weft
 
 
 async def test_a_deadline_is_told_in_the_decision_and_refused_only_where_that_was_asked_for(weft: Weft) -> None:
-    client = sdk(weft, retries=2)
+    client = weft.openai(retries=2)
     told = {"workflow_id": "late", "deadline_seconds": "0.001"}
     raw = await client.chat.completions.with_raw_response.create(model="m", messages=MESSAGES, metadata=told)  # type: ignore[arg-type]
     assert "deadline at risk" in raw.headers["x-weft-decision"]
@@ -84,6 +79,6 @@ async def test_a_deadline_is_told_in_the_decision_and_refused_only_where_that_wa
 
 @pytest.mark.parametrize("asked", [{"deadline_seconds": "soon"}, {"token_budget": "-3"}, {"deadline_seconds": ""}])
 async def test_what_cannot_be_read_is_as_if_it_were_not_there(weft: Weft, asked: dict[str, str]) -> None:
-    await ask(sdk(weft), metadata={"workflow_id": "w", **asked})
+    await ask(weft.openai(), metadata={"workflow_id": "w", **asked})
     async with weft.http.get(weft.url + "/v1/workflows/w") as answer:
         assert (await answer.json())["asked"] is None
