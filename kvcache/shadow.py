@@ -19,7 +19,7 @@ LARGEST = 65_536
 LOSS = 0.01
 """Blocks that a policy may recompute beyond LRU, for each that LRU would recompute."""
 
-CREDIT = 1 / 8
+CREDIT = 1 / 4
 """Blocks that it may lose at first or at once, as a share of the cache."""
 
 
@@ -113,8 +113,8 @@ class Guarded(Policy):
 
     What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; at most `CREDIT` is saved up.
     In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone,
-    as in stock vLLM. Out of debt, first what is dead goes first again, and with half the credit the policy rules. So
-    what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
+    as in stock vLLM. Once it owes no more than its credit what is dead goes first again, and out of debt the policy
+    rules. So what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
     share of one cache. `weight` is 1, 1/2 or 0.
     """
 
@@ -151,10 +151,8 @@ class Guarded(Policy):
         before, debt, credit = self.weight, self._debt, self._credit
         if debt > credit:
             self.weight = 0.0
-        elif debt > 0 or (self.weight == 0.5 and debt > -credit / 2):
-            self.weight = min(self.weight, 0.5)
         else:
-            self.weight = min(1.0, self.weight + 0.5)
+            self.weight = min(1.0 if debt <= 0 else 0.5, self.weight + 0.5)
         return self.weight != before
 
     def started(self, owner: str, now: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PATIENCE = 10.0  # seconds for which a foretold use may be overdue, or as long as it was foretold ahead if that is more
+STALLED = 1.0  # the same of the soonest use of a run of which no step runs: with that all that it foretold lapses
 
 Key = tuple[str, str]
 """An owner on a worker: worker, owner."""
@@ -25,9 +26,10 @@ class _Use:
 class Forecast:
     """The next use of each owner on each worker, in seconds on the clock of `now`; None: nothing is foretold any more.
 
-    A use that is overdue for too long lapses: the graph was wrong, or the run was given up. What has not changed is
-    told again, as an engine forgets it with an owner's last block. O(log runs) for each owner of the run that moves;
-    nothing is kept of runs that are over or have lapsed.
+    A use that is overdue for too long lapses: the graph was wrong, or the run was given up. Of a run that stands
+    still all lapses once its next step is overdue: most runs end without a word, and one that has would else stand
+    before all that live. What has not changed is told again, as an engine forgets it with an owner's last block.
+    O(log runs) for each owner of the run that moves; nothing is kept of runs that are over or have lapsed.
     """
 
     def __init__(self) -> None:
@@ -37,11 +39,15 @@ class Forecast:
         self._keys: dict[str, dict[Key, None]] = {}
         self._lapses: list[tuple[float, int, Key, _Use]] = []
 
-    def moved(self, run: str, worker: str, seconds: Mapping[str, float], now: float) -> dict[Key, float | None]:
-        """The run's owners on a worker run in so many seconds, and no other of its there."""
+    def moved(
+        self, run: str, worker: str, seconds: Mapping[str, float], now: float, still: bool = False
+    ) -> dict[Key, float | None]:
+        """The run's owners on a worker run in so many seconds, no other of its there. `still`: no step of it runs."""
         changed = self._forget(run, worker)
+        first = min(seconds.values(), default=0.0)
         for owner, wait in seconds.items():
-            self._add((worker, owner), run, now, now + wait)
+            lapses = first + max(STALLED, first) if still else wait + max(PATIENCE, wait)
+            self._add((worker, owner), run, now + wait, now + lapses)
             changed[worker, owner] = None
         return self._foretold(changed)
 
@@ -75,10 +81,10 @@ class Forecast:
                 changed[key] = None
         return self._foretold(changed)
 
-    def _add(self, key: Key, run: str, now: float, at: float) -> None:
+    def _add(self, key: Key, run: str, at: float, lapses: float) -> None:
         self._number += 1
         self._count += 1
-        use = _Use(at, self._number, run, at + max(PATIENCE, at - now))
+        use = _Use(at, self._number, run, lapses)
         self._uses.setdefault(key, {})[run] = use
         self._keys.setdefault(run, {})[key] = None
         heapq.heappush(self._soon.setdefault(key, []), (at, use.number, use))

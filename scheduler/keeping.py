@@ -2,7 +2,8 @@
 
 A branch that waits for its next step is foretold by its learned gap, or by the graph of its run where that says that
 its role runs next. A role, on whose account the common prefix of its steps is kept, is foretold by the graphs of all
-runs that can reach it. Events only note what has changed; `told` says it, some ten times a second.
+runs that can reach it; where none can, by how often its steps come. Events only note what has changed; `told` says it,
+some ten times a second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.habits import answers
 from scheduler.knowledge import Knowledge, latest
 from scheduler.prompt import shorten
+from scheduler.recurrence import Recurrence
 from scheduler.workers import Worker
 
 NEVER = float("inf")
@@ -40,6 +42,8 @@ class Keeping:
         self.forecast = Forecast()
         self._gate = gate
         self._knowledge, self._workers = knowledge, workers
+        self._recurrence = Recurrence()
+        self._came: dict[Key, None] = {}  # roles
         self._dead: dict[Key, None] = {}
         self._waiting: dict[Branch, str] = {}
         self._moved: dict[tuple[str, Workflow], None] = {}
@@ -48,6 +52,10 @@ class Keeping:
 
     def came(self, step: Step, worker: Worker) -> None:
         """A step was sent to a worker."""
+        if worker.advised and step.dispatched is not None:
+            role = (worker.id, role_owner(step.session.workflow.tenant, step.role))
+            if self._recurrence.came(role, step.dispatched):
+                self._came[role] = None
         self._waiting.pop(step.branch, None)
         self._dead.pop((worker.id, step.branch.id), None)
         self._note(step, worker)
@@ -101,12 +109,15 @@ class Keeping:
         for branch, worker in self._waiting.items():
             changed.setdefault((worker, branch.id), self.forecast.next_use((worker, branch.id)))
             self._branches[branch.id] = branch
+        for role in self._came:
+            if self.forecast.next_use(role) is None:
+                changed[role] = None
         for (worker, owner), at in changed.items():
             if (worker, owner) not in self._dead and self._advised(worker) is not None:
                 advice.append(Retain(worker, owner, self._hint(worker, owner, at, now)))
             if at is None:
                 self._branches.pop(owner, None)
-        self._dead, self._waiting = {}, {}
+        self._dead, self._waiting, self._came = {}, {}, {}
         return advice
 
     def ahead(self, step: Step, now: float) -> list[Advice]:
@@ -147,7 +158,8 @@ class Keeping:
             if worker is not None and workflow not in self._over:
                 waits, branches = self._owners(workflow, worker, now)
                 self._branches |= branches
-                changed |= self.forecast.moved(_name(workflow), name, waits, now)
+                still = not any(session.running for session in workflow.sessions.values())
+                changed |= self.forecast.moved(_name(workflow), name, waits, now, still)
         self._over, self._moved = {}, {}
         return changed | self.forecast.lapsed(now)
 
@@ -155,7 +167,7 @@ class Keeping:
         """Seconds until the owners of a run on a worker run, as far as its graph says; and the branches among them."""
         if not self._knowledge.several_roles(workflow):
             return {}, {}  # of a single role, its sessions' gaps say more
-        waits = {role: wait for role, wait in self._knowledge.next_uses(workflow, now).items() if wait < NEVER}
+        waits = {role: wait for role, wait in self._knowledge.next_needs(workflow, now).items() if wait < NEVER}
         owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         branches: dict[str, Branch] = {}
         idle: dict[str, list[Session]] = {}
@@ -187,11 +199,17 @@ class Keeping:
         leased = branch is None or self._gate.leased(branch.session, worker)  # a role has no gate to pass
         if at is not None:
             return Hint(now, next_use=at, leased=leased)
-        last = branch.last if branch is not None else None
-        if branch is None or last is None or last.finished is None:
+        if branch is None:
+            since, gap = self._recurrence.gap((worker, owner)) or (now, None)
+        else:
+            last = branch.last
+            if last is None or last.finished is None:
+                return Hint(now)
+            since = last.finished
+            gap = self._knowledge.gap(branch).unlikely(1.0 - self._gate.returning(branch.session, worker))
+        if gap is None:
             return Hint(now)
-        gap = self._knowledge.gap(branch).unlikely(1.0 - self._gate.returning(branch.session, worker))
-        return Hint(last.finished, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
+        return Hint(since, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
 
 
 def _latest_sessions(workflow: Workflow) -> list[Session]:

@@ -299,7 +299,7 @@ def test_in_debt_what_is_dead_still_goes_first_and_deeper_in_debt_nothing_is_bel
 
 def test_the_way_back_is_a_debt_repaid_by_what_lru_would_have_missed() -> None:
     guard = Guarded(Retention(), Shadow(80))
-    lose(guard, 40)
+    lose(guard, round(2 * 80 * CREDIT) + 5)
     assert guard.judged()
     assert guard.weight == 0.0
     weights = []

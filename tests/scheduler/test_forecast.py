@@ -52,6 +52,17 @@ def test_a_use_that_is_long_overdue_lapses() -> None:
     assert at(forecast.lapsed(60.0)) == {"check": None}
 
 
+def test_of_a_run_that_stands_still_all_lapses_once_its_next_step_is_overdue() -> None:
+    forecast = Forecast()
+    forecast.moved("run", "w", {"work": 6.0, "check": 27.0}, 0.0, still=True)
+    assert at(forecast.lapsed(11.9)) == {}
+    assert at(forecast.lapsed(12.0)) == {"work": None, "check": None}
+    forecast.moved("run", "w", WAITS, 20.0, still=True)
+    assert at(forecast.lapsed(20.9)) == {}, "a second at least"
+    assert at(forecast.lapsed(21.0)) == {"plan": None, "work": None, "check": None}
+    assert not forecast._uses
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.1, 30.0), st.booleans()), max_size=40))
 def test_what_is_told_is_the_soonest_of_what_was_foretold_and_nothing_outlives_its_run(
     moves: list[tuple[int, float, bool]],

@@ -108,7 +108,34 @@ def test_a_branch_whose_next_step_has_come_already_is_not_foretold() -> None:
     core = Core()
     core.finish(core.arrive("run", "main", 0.0), 5.0)
     core.arrive("run", "main", 5.05)
-    assert core.told(5.1) == []
+    assert retained(core.told(5.1)).keys() == {role_owner("t", None)}
+
+
+def test_a_role_of_which_no_graph_says_anything_is_foretold_by_how_often_its_steps_come() -> None:
+    core = Core()
+    for number in range(6):
+        core.finish(core.arrive(f"run-{number}", "main", 10.0 * number, role="plan"), 10.0 * number + 1)
+        told = retained(core.told(10.0 * number + 1.1)).get(role_owner("t", "plan"))
+        assert (told is not None) == (number > 0), "one step tells of no gap"
+    assert told is not None
+    hint = told.hint
+    assert (hint.since, hint.next_use, hint.leased) == (50.0, None, True)
+    assert hint.gap is not None
+    assert hint.gap.index(8.0) > 4 * hint.gap.index(100.0), "soon, as so far; once overdue, less and less"
+
+
+def test_a_role_goes_by_its_steps_again_once_no_graph_says_when_it_runs() -> None:
+    core = Core()
+    core.round("one")
+    core.round("two")
+    core.stage("two", "plan", 20.0, ("check",))
+    work = role_owner("t", "work")
+    assert retained(core.told(20.0))[work].hint.next_use is not None
+    core.scheduler.handle(WorkflowFinished("t", "one"), 21.0)
+    core.scheduler.handle(WorkflowFinished("t", "two"), 21.0)
+    hint = retained(core.told(21.1))[work].hint
+    assert (hint.next_use, hint.since) == (None, 1.0)
+    assert hint.gap is not None
 
 
 def test_the_graph_foretells_roles_and_the_one_session_that_has_the_role() -> None:
