@@ -112,10 +112,10 @@ class Guarded(Policy):
     them `judged`; where that is true, all ranks have changed.
 
     What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; at most `CREDIT` is saved up.
-    In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules alone,
-    as in stock vLLM. Once it owes no more than its credit what is dead goes first again, and out of debt the policy
-    rules. So what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before it shows, some
-    share of one cache. `weight` is 1, 1/2 or 0.
+    In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules
+    alone, as in stock vLLM. Once it owes no more than its credit what is dead goes first again, and out of debt the
+    policy rules. So what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before
+    it shows, some share of one cache. `weight` is 1, 1/2 or 0.
     """
 
     def __init__(self, policy: Policy, shadow: Shadow) -> None:

@@ -8,11 +8,11 @@ sequence that joined last is preempted and recomputed, and is then the first tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from bench.simulation.guard import Guard
 from bench.simulation.joint import Lower, Upper
-from bench.simulation.jump import Jump, Sequence, computed, dealt
+from bench.simulation.jump import Jump, Sequence, computed, dealt, most
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
 from bench.simulation.system import Turn, role_of
@@ -53,11 +53,15 @@ class Engine:
     def obey(self, device: Policy, host: Policy, key: Key, ours: bool = False, threshold: float = 1.0) -> None:
         """Take the policies of the two tiers and the order of the waiting queue; before anything else.
 
-        `ours`: our plug-in is in. The tiers are ranked as one, where there are two (else all goes to the host that it
-        can take), and short prefills pass long ones. Else one may take `threshold` of a step where there are two.
+        `ours`: our plug-in is in, with its guard. The tiers are ranked as one, where there are two (else all goes to
+        the host that it can take), and short prefills pass long ones. Else one may take `threshold` of a step where
+        there are two.
         """
         block = self.profile.block
         blocks, below = self.kv_tokens // block, self.tier_tokens // block
+        self._guard = Guard(device, host, max(blocks, below), block) if ours else None
+        if self._guard is not None:
+            device, host = self._guard.device, self._guard.host
         lower = Lower(below, block, host, self._clock) if ours and below else None
         self.host: Shelf = lower or Shelf(below, block, host)
         self.device = Upper(blocks, block, device, lower) if lower else Shelf(blocks, block, device)
@@ -214,7 +218,7 @@ class Engine:
     def _coming(self) -> list[int]:
         """What the first that waits has to compute when it joins, 1 where it is to be loaded; none if it cannot."""
         first = self._queue[0] if self._queue and self._places > 0 else None
-        if first is None or not self.device.affords(first.turn.call.prompt, self._private(first)):
+        if first is None or not self.device.affords(first.turn.call.prompt, first.needs(self.profile.block)):
             return []
         on_device, in_all = self._found(first)
         return [1 if in_all > on_device else first.target - on_device]
@@ -234,11 +238,6 @@ class Engine:
     def _places(self) -> int:
         return self.profile.sequences - len(self._batch) - len(self._loading)
 
-    def _private(self, one: Sequence) -> int:
-        """The blocks that a sequence needs beyond those of its prompt."""
-        block = self.profile.block
-        return math.ceil(one.target / block) - one.turn.call.prompt.end // block
-
     def _place(self, one: Sequence) -> tuple[float, float]:
         return self._key(one.turn) or 0.0, one.turn.sent
 
@@ -254,7 +253,7 @@ class Engine:
 
     def _enter(self, one: Sequence, now: float) -> bool:
         """Give a sequence its blocks, and what the caches have of its prompt; it joins the batch or loads."""
-        piece, private = one.turn.call.prompt, self._private(one)
+        piece, private, used = one.turn.call.prompt, one.needs(self.profile.block), self.device.used
         if not self.device.affords(piece, private):
             return False
         on_device, in_all = self._found(one)
@@ -264,6 +263,8 @@ class Engine:
         one.line, one.private, one.done = line, private, in_all
         for shelf in self._tiers:
             shelf.own(one.turn.owner, role_of(one.turn.run.tenant, one.turn.call.role), piece, now)
+        if self._guard is not None and self._guard.looked(one, piece, one.target - 1, in_all, used, self.device.used):
+            self._rerank(now)
         if not one.tries:
             one.turn.record.cached, one.turn.record.hosted = on_device, in_all - on_device
         ready = self._ready(piece, in_all - on_device, now)
@@ -314,31 +315,15 @@ class Engine:
         growth = chunks[0][1] ** 2 if chunks else 0
         return Jump(now, steps, base, p.context * n + p.attention * growth, chunks)
 
-    def _growth(self, one: Sequence, steps: int) -> int:
-        """The blocks that a decoding sequence needs for so many more tokens."""
-        block = self.profile.block
-        tokens = one.size + one.generated
-        return max(0, math.ceil((tokens + steps) / block) - one.size // block - one.private)
-
     def _promised(self) -> int:
         """The blocks that the jump in progress will need."""
         steps = self._jump.steps if self._jump else 0
-        return sum(self._growth(one, steps) for one in self._batch if one.done >= one.target)
+        return sum(one.growth(steps, self.profile.block) for one in self._batch if one.done >= one.target)
 
     def _affordable(self, decoding: list[Sequence], steps: int) -> int:
         """The most steps, up to `steps`, for whose tokens there are blocks."""
-        room = self.device.room
-
-        def fits(n: int) -> bool:
-            return sum(self._growth(one, n) for one in decoding) <= room
-
-        if fits(steps):
-            return steps
-        low, high = 0, steps
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        room, block = self.device.room, self.profile.block
+        return most(steps, lambda n: sum(one.growth(n, block) for one in decoding) <= room)
 
     def _preempt(self, now: float) -> None:
         last = self._batch[-1]
@@ -346,9 +331,11 @@ class Engine:
         self._batch.remove(one)
         assert one.line is not None
         self.preemptions += 1
+        used = self.device.used
         self.device.give(one.private)
         self.device.drop(one.line, one.done)
         self.device.unpin(one.line, now)
+        self._freed(one, one.turn.call.prompt, one.done, used, now)
         one.line, one.private, one.done = None, 0, 0
         one.target = one.size + one.generated
         one.tries += 1
@@ -359,7 +346,7 @@ class Engine:
         first: list[Turn] = []
         for one in self._batch:
             if one.done >= one.target:
-                grown = self._growth(one, jump.steps)
+                grown = one.growth(jump.steps, self.profile.block)
                 if grown:
                     self.device.take(grown, now)
                     one.private += grown
@@ -384,6 +371,7 @@ class Engine:
         call, block, line = one.turn.call, self.profile.block, one.line
         role = role_of(one.turn.run.tenant, call.role)
         assert line is not None
+        before = self.device.used
         full = (one.size + one.generated - 1) // block - one.size // block
         tail = call.answer or Piece("", one.generated, call.prompt)
         answer, used = self.device.keep(tail, min(full, one.private), now)
@@ -391,6 +379,7 @@ class Engine:
         self.device.own(one.turn.owner, role, tail, now)
         self.device.unpin(line, now)
         self.device.unpin(answer, now)
+        self._freed(one, tail, one.size + one.generated - 1, before, now)
         if self.host.blocks:
             stored = call.answer if call.answer is not None and answer.blocks else call.prompt
             self.host.store(stored, now)
@@ -398,3 +387,11 @@ class Engine:
         for shelf in self._tiers:
             shelf.policy.finished(one.turn.owner, one.size + one.generated, now)
             shelf.changed(one.turn.owner, now)
+
+    def _freed(self, one: Sequence, line: Piece, tokens: int, used: int, now: float) -> None:
+        if self._guard is not None and self._guard.freed(one, line, tokens, used):
+            self._rerank(now)
+
+    def _rerank(self, now: float) -> None:
+        for shelf in self._tiers:
+            shelf.order.rerank(now)

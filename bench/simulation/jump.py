@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.simulation.shelf import Held
@@ -30,6 +30,14 @@ class Sequence:
         """Tokens that are to be prefilled yet."""
         return self.target - self.done
 
+    def needs(self, block: int) -> int:
+        """The blocks of `block` tokens that it needs beyond those of its prompt."""
+        return math.ceil(self.target / block) - self.turn.call.prompt.end // block
+
+    def growth(self, steps: int, block: int) -> int:
+        """The blocks that it needs, while it decodes, for so many more tokens."""
+        return max(0, math.ceil((self.size + self.generated + steps) / block) - self.size // block - self.private)
+
 
 def dealt(prefilling: Iterable[Sequence], room: int, most: int) -> list[tuple[Sequence, int]]:
     """What each gets of `room` tokens of a step, in their order, of which one may take `most`."""
@@ -39,6 +47,17 @@ def dealt(prefilling: Iterable[Sequence], room: int, most: int) -> list[tuple[Se
             chunks.append((one, min(room, one.left, most)))
             room -= chunks[-1][1]
     return chunks
+
+
+def most(steps: int, fits: Callable[[int], bool]) -> int:
+    """The most steps, up to `steps`, that fit, where all fewer do, too."""
+    if fits(steps):
+        return steps
+    low, high = 0, steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def computed(newcomer: Sequence, there: int, batch: Iterable[Sequence]) -> int:

@@ -53,7 +53,12 @@ class Shelf:
     @property
     def room(self) -> int:
         """Blocks that are free or can be evicted."""
-        return self.blocks - self.private - self.pinned
+        return self.blocks - self.used
+
+    @property
+    def used(self) -> int:
+        """Blocks that are in use."""
+        return self.private + self.pinned
 
     def depth(self, piece: Piece | None) -> int:
         """Tokens of the prompt that ends with `piece` which are held, a multiple of the block."""

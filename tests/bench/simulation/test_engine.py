@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from bench.simulation.engine import Engine
 from bench.simulation.profile import Profile
 from bench.simulation.system import System, Turn
 from bench.workloads.runs import Call, Piece, Run, Workload
+from kvcache.policy import KNOWN, Policy, Rank
 
 SMALL = Profile(
     "small", step=0.02, decode=0.001, context=1e-5, prefill=0.001, attention=1e-6,
@@ -34,6 +38,18 @@ class Ours(Sticky):
     """Its engine has our plug-in."""
 
     ours = True
+
+
+class Averse(Policy):
+    """What a run named "returns" holds goes first."""
+
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
+        return KNOWN, freed - 1e6 * any("returns" in owner for owner in owners)
+
+
+class OursAverse(Ours):
+    def policy(self) -> Policy:
+        return Averse()
 
 
 def session(name: str, calls: int, first: int = 40, more: int = 24, output: int = 6, gap: float = 1.0) -> Run:
@@ -303,3 +319,28 @@ def test_a_system_that_holds_a_run_for_ever_is_found_out() -> None:
 
     with pytest.raises(RuntimeError, match="holds 1 runs for ever"):
         play([session("one", 1)], Silent)
+
+
+@pytest.mark.parametrize("tokens", [256, 8 * 3000])
+def test_under_lru_the_modelled_shadow_finds_what_the_engine_finds(tokens: int) -> None:
+    profile = replace(SMALL, kv_tokens=tokens)
+    size = tokens // 8
+    runs = [session(f"r{n}", 6, first=size, more=size // 2, gap=0.1 * n) for n in range(6)]
+    cluster, _ = play(runs, Ours, profile)
+    guard = cluster.engines[0]._guard
+    assert guard is not None
+    shadow = guard.device.shadow
+    assert 0 < shadow.hits < shadow.asked, "some is evicted"
+    assert shadow.lru == pytest.approx(shadow.hits, rel=0.0 if tokens == 256 else 0.02)
+    assert guard.device.weight == 1.0
+
+
+def test_a_policy_that_loses_to_lru_is_not_followed() -> None:
+    cluster = Cluster(OursAverse, SMALL, 1, 0.0, 100.0, 0)
+    cluster.at(0.0, cluster.play, session("returns", 12, first=80, more=8, output=2, gap=2.0))
+    for number in range(24):
+        cluster.at(1.0 + number, cluster.play, session(f"once-{number}", 1, first=100))
+    cluster.run()
+    guard = cluster.engines[0]._guard
+    assert guard is not None
+    assert guard.device.weight == guard.host.weight < 1.0
