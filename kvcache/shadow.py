@@ -19,8 +19,11 @@ LARGEST = 65_536
 LOSS = 0.01
 """Blocks that a policy may recompute beyond LRU, for each that LRU would recompute."""
 
-CREDIT = 1 / 4
-"""Blocks that it may lose at first or at once, as a share of the cache."""
+CREDIT = 1 / 16
+"""Blocks that it may lose at first, and owe before nothing of it is believed, as a share of the cache."""
+
+SAVED = 1 / 2
+"""Blocks that it has gained and may lose again, as a share of the cache."""
 
 
 class Shadow:
@@ -111,11 +114,11 @@ class Guarded(Policy):
     its blocks are free (ended or preempted: also with no keys), `cleared` when the cache was reset, and after any of
     them `judged`; where that is true, all ranks have changed.
 
-    What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; at most `CREDIT` is saved up.
-    In debt, what is dead still goes first, the rest as under LRU; deeper in debt than all its credit, LRU rules
-    alone, as in stock vLLM. Once it owes no more than its credit what is dead goes first again, and out of debt the
-    policy rules. So what is recomputed in any run is at most (1 + LOSS) times that under LRU, and what is lost before
-    it shows, some share of one cache. `weight` is 1, 1/2 or 0.
+    What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; it begins with a credit of
+    `CREDIT` and saves up to `SAVED` of what it gains. In debt, what is dead still goes first, the rest as under LRU;
+    deeper in debt than `CREDIT`, LRU rules alone, as in stock vLLM; on the way back the same. So what is recomputed
+    in any run is at most (1 + LOSS) times that under LRU, and twice `CREDIT` of one cache, and what is lost before it
+    shows. `weight` is 1, 1/2 or 0.
     """
 
     def __init__(self, policy: Policy, shadow: Shadow) -> None:
@@ -123,6 +126,7 @@ class Guarded(Policy):
         self.policy, self.shadow = policy, shadow
         self.weight = 1.0
         self._credit = CREDIT * shadow.blocks
+        self._saved = SAVED * shadow.blocks
         self._debt = -self._credit
 
     def looked(self, step: Hashable, keys: Sequence[Key], found: int, used: int = 0, taken: int = 0) -> None:
@@ -135,7 +139,7 @@ class Guarded(Policy):
         shadow.looked(step, keys, found, used, taken)
         lru = shadow.lru - lru
         lost, missed = lru - (shadow.hits - hits), shadow.asked - asked - lru
-        self._debt = max(-self._credit, self._debt + lost - LOSS * missed)
+        self._debt = max(-self._saved, self._debt + lost - LOSS * missed)
 
     def freed(self, step: Hashable, keys: Sequence[Key], used: int) -> None:
         """A step frees its blocks; these are the keys of those that have one. `used` were in use until now."""
@@ -148,11 +152,8 @@ class Guarded(Policy):
 
     def judged(self) -> bool:
         """Weigh anew. Returns whether all ranks have changed."""
-        before, debt, credit = self.weight, self._debt, self._credit
-        if debt > credit:
-            self.weight = 0.0
-        else:
-            self.weight = min(1.0 if debt <= 0 else 0.5, self.weight + 0.5)
+        before, debt = self.weight, self._debt
+        self.weight = 1.0 if debt <= 0 else 0.5 if debt <= self._credit else 0.0
         return self.weight != before
 
     def started(self, owner: str, now: float) -> None:
