@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from bench.simulation.guard import Guard
 from bench.simulation.joint import Lower, Upper
-from bench.simulation.jump import Jump, Sequence, computed, dealt, most
+from bench.simulation.jump import Jump, Sequence, computed, dealt, fitting
 from bench.simulation.profile import Profile
 from bench.simulation.shelf import Held, Shelf
 from bench.simulation.system import Turn, role_of
@@ -59,7 +59,7 @@ class Engine:
         """
         block = self.profile.block
         blocks, below = self.kv_tokens // block, self.tier_tokens // block
-        self._guard = Guard(device, host, max(blocks, below), block) if ours else None
+        self._guard = Guard(device, host, max(blocks, below), block, self._rerank) if ours else None
         if self._guard is not None:
             device, host = self._guard.device, self._guard.host
         lower = Lower(below, block, host, self._clock) if ours and below else None
@@ -263,8 +263,8 @@ class Engine:
         one.line, one.private, one.done = line, private, in_all
         for shelf in self._tiers:
             shelf.own(one.turn.owner, role_of(one.turn.run.tenant, one.turn.call.role), piece, now)
-        if self._guard is not None and self._guard.looked(one, piece, one.target - 1, in_all, used, self.device.used):
-            self._rerank(now)
+        if self._guard is not None:
+            self._guard.looked(one, piece, one.target - 1, in_all, (used, self.device.used), now)
         if not one.tries:
             one.turn.record.cached, one.turn.record.hosted = on_device, in_all - on_device
         ready = self._ready(piece, in_all - on_device, now)
@@ -323,7 +323,7 @@ class Engine:
     def _affordable(self, decoding: list[Sequence], steps: int) -> int:
         """The most steps, up to `steps`, for whose tokens there are blocks."""
         room, block = self.device.room, self.profile.block
-        return most(steps, lambda n: sum(one.growth(n, block) for one in decoding) <= room)
+        return fitting(steps, lambda n: sum(one.growth(n, block) for one in decoding) <= room)
 
     def _preempt(self, now: float) -> None:
         last = self._batch[-1]
@@ -335,7 +335,8 @@ class Engine:
         self.device.give(one.private)
         self.device.drop(one.line, one.done)
         self.device.unpin(one.line, now)
-        self._freed(one, one.turn.call.prompt, one.done, used, now)
+        if self._guard is not None:
+            self._guard.freed(one, one.turn.call.prompt, one.done, used, now)
         one.line, one.private, one.done = None, 0, 0
         one.target = one.size + one.generated
         one.tries += 1
@@ -379,7 +380,8 @@ class Engine:
         self.device.own(one.turn.owner, role, tail, now)
         self.device.unpin(line, now)
         self.device.unpin(answer, now)
-        self._freed(one, tail, one.size + one.generated - 1, before, now)
+        if self._guard is not None:
+            self._guard.freed(one, tail, one.size + one.generated - 1, before, now)
         if self.host.blocks:
             stored = call.answer if call.answer is not None and answer.blocks else call.prompt
             self.host.store(stored, now)
@@ -387,10 +389,6 @@ class Engine:
         for shelf in self._tiers:
             shelf.policy.finished(one.turn.owner, one.size + one.generated, now)
             shelf.changed(one.turn.owner, now)
-
-    def _freed(self, one: Sequence, line: Piece, tokens: int, used: int, now: float) -> None:
-        if self._guard is not None and self._guard.freed(one, line, tokens, used):
-            self._rerank(now)
 
     def _rerank(self, now: float) -> None:
         for shelf in self._tiers:

@@ -49,7 +49,7 @@ def dealt(prefilling: Iterable[Sequence], room: int, most: int) -> list[tuple[Se
     return chunks
 
 
-def most(steps: int, fits: Callable[[int], bool]) -> int:
+def fitting(steps: int, fits: Callable[[int], bool]) -> int:
     """The most steps, up to `steps`, that fit, where all fewer do, too."""
     if fits(steps):
         return steps

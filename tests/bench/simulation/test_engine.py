@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 
 from bench.records import CallRecord
+from bench.simulation import guard
 from bench.simulation.cluster import Cluster, simulate
 from bench.simulation.engine import Engine
 from bench.simulation.profile import Profile
 from bench.simulation.system import System, Turn
 from bench.workloads.runs import Call, Piece, Run, Workload
 from kvcache.policy import KNOWN, Policy, Rank
+from kvcache.shadow import Guarded
 
 SMALL = Profile(
     "small", step=0.02, decode=0.001, context=1e-5, prefill=0.001, attention=1e-6,
@@ -50,6 +52,13 @@ class Averse(Policy):
 class OursAverse(Ours):
     def policy(self) -> Policy:
         return Averse()
+
+
+class Blind(Guarded):
+    """Ranks by the policy whatever it weighs."""
+
+    def ranked(self, owners: Collection[str], freed: float, now: float) -> Rank:
+        return self.policy.ranked(owners, freed, now)
 
 
 def session(name: str, calls: int, first: int = 40, more: int = 24, output: int = 6, gap: float = 1.0) -> Run:
@@ -321,26 +330,53 @@ def test_a_system_that_holds_a_run_for_ever_is_found_out() -> None:
         play([session("one", 1)], Silent)
 
 
-@pytest.mark.parametrize("tokens", [256, 8 * 3000])
-def test_under_lru_the_modelled_shadow_finds_what_the_engine_finds(tokens: int) -> None:
-    profile = replace(SMALL, kv_tokens=tokens)
-    size = tokens // 8
-    runs = [session(f"r{n}", 6, first=size, more=size // 2, gap=0.1 * n) for n in range(6)]
-    cluster, _ = play(runs, Ours, profile)
-    guard = cluster.engines[0]._guard
-    assert guard is not None
-    shadow = guard.device.shadow
-    assert 0 < shadow.hits < shadow.asked, "some is evicted"
-    assert shadow.lru == pytest.approx(shadow.hits, rel=0.0 if tokens == 256 else 0.02)
-    assert guard.device.weight == 1.0
+@pytest.mark.parametrize("system", [Ours, OursAverse])
+@pytest.mark.parametrize("tier", [0.0, 2.0])
+def test_under_lru_the_modelled_shadow_finds_what_the_engine_finds(system: type[System], tier: float) -> None:
+    """However the policy ranks, the shadow finds what an engine finds that has LRU and the larger tier's room."""
+    room = 256 * (2 if tier else 1)
+    made = [[session(f"r{n}", 6, first=40, more=8, output=2, gap=0.7 + 0.1 * n) for n in range(7)] for _ in range(2)]
+    ours, _ = play(made[0], system, SMALL, tier)
+    assert ours.engines[0]._guard is not None
+    shadow = ours.engines[0]._guard.device.shadow
+    found = sum(call.cached + call.hosted for call in ours.calls) // 8
+    assert shadow.hits == found
+    if system is Ours and not tier:
+        assert shadow.lru == found
+    lru, _ = play(made[1], Ours, replace(SMALL, kv_tokens=room))
+    assert shadow.lru == pytest.approx(sum(call.cached for call in lru.calls) // 8, rel=0.05)
+    assert 0 < shadow.lru < shadow.asked, "some is evicted"
 
 
-def test_a_policy_that_loses_to_lru_is_not_followed() -> None:
-    cluster = Cluster(OursAverse, SMALL, 1, 0.0, 100.0, 0)
-    cluster.at(0.0, cluster.play, session("returns", 12, first=80, more=8, output=2, gap=2.0))
-    for number in range(24):
-        cluster.at(1.0 + number, cluster.play, session(f"once-{number}", 1, first=100))
-    cluster.run()
-    guard = cluster.engines[0]._guard
-    assert guard is not None
-    assert guard.device.weight == guard.host.weight < 1.0
+def test_a_sampled_shadow_of_an_engine_under_lru_makes_no_debt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SAMPLED", 250)
+    runs = [session(f"r{n}", 20, first=40, more=24, gap=8.0 + 0.1 * n) for n in range(60)]
+    cluster, _ = play(runs, Ours, replace(SMALL, kv_tokens=8 * 2000))
+    watch = cluster.engines[0]._guard
+    assert watch is not None
+    shadow = watch.device.shadow
+    found, prompt = (sum(one) / 8 for one in zip(*((c.cached, c.prompt) for c in cluster.calls), strict=True))
+    assert 8 * shadow.asked == pytest.approx(prompt, rel=0.1)
+    assert 8 * shadow.hits == pytest.approx(found, rel=0.1)
+    assert shadow.lru == pytest.approx(shadow.hits, rel=0.1)
+    assert watch.device.weight == 1.0
+
+
+@pytest.mark.parametrize("tier", [0.0, 0.5])
+def test_a_policy_that_loses_to_lru_is_not_followed(tier: float) -> None:
+    def prefilled(system: type[System]) -> tuple[int, Engine]:
+        cluster = Cluster(system, SMALL, 1, tier, 100.0, 0)
+        cluster.at(0.0, cluster.play, session("returns", 30, first=80, more=2, output=2, gap=2.0))
+        for number in range(60):
+            cluster.at(1.0 + number, cluster.play, session(f"once-{number}", 1, first=100))
+        cluster.run()
+        return cluster.engines[0].prefilled_tokens, cluster.engines[0]
+
+    lru, _ = prefilled(Ours)
+    averse, engine = prefilled(OursAverse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "Guarded", Blind)
+        unguarded, _ = prefilled(OursAverse)
+    assert engine._guard is not None
+    assert engine._guard.device.weight == engine._guard.host.weight < 1.0
+    assert lru <= averse < 0.96 * unguarded
