@@ -126,11 +126,13 @@ class Foretold(Policy):
         self._hints: dict[str, Hint] = {}
         self._dead: set[str] = set()
         self._standings: dict[str, tuple[Rank, float]] = {}  # as `standing` gave them; no event has come since
-        self._latest: Hint | None = None  # a gap told lately, of whomever
+        self._stepped: set[str] = set()  # that have had a step
+        self._latest: Hint | None = None  # a gap told lately, of whomever of them
 
     def started(self, owner: str, now: float) -> None:
         self._changed(owner)
         self._dead.discard(owner)
+        self._stepped.add(owner)
         self._steps[owner] = self._steps.get(owner, 0) + 1
         self._since.setdefault(owner, now)
 
@@ -150,7 +152,8 @@ class Foretold(Policy):
         standings = self._standings
         for owner in hints:
             standings.pop(owner, None)
-        self._latest = next((hint for hint in reversed([*hints.values()]) if hint.gap is not None), self._latest)
+        gaps = (hint for owner, hint in reversed([*hints.items()]) if hint.gap is not None and owner in self._stepped)
+        self._latest = next(gaps, self._latest)
 
     def released(self, owner: str, now: float) -> None:
         self._changed(owner)
@@ -159,6 +162,7 @@ class Foretold(Policy):
 
     def forgotten(self, owner: str) -> None:
         self._changed(owner)
+        self._stepped.discard(owner)
         self._steps.pop(owner, None)
         self._since.pop(owner, None)
         self._hints.pop(owner, None)

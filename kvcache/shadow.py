@@ -116,9 +116,9 @@ class Guarded(Policy):
 
     What the policy loses against LRU, above `LOSS` times LRU's own misses, is its debt; it begins with a credit of
     `CREDIT` and saves up to `SAVED` of what it gains. In debt, what is dead still goes first, the rest as under LRU;
-    deeper in debt than `CREDIT`, LRU rules alone, as in stock vLLM; on the way back the same. So what is recomputed
-    in any run is at most (1 + LOSS) times that under LRU, and twice `CREDIT` of one cache, and what is lost before it
-    shows. `weight` is 1, 1/2 or 0.
+    deeper in debt than `CREDIT`, LRU rules alone, as in stock vLLM. So from the start on no more is recomputed than
+    (1 + LOSS) times what LRU would recompute, twice `CREDIT`, and what the cache lacks of LRU's when that is seen,
+    one cache at most. `weight` is 1, 1/2 or 0.
     """
 
     def __init__(self, policy: Policy, shadow: Shadow) -> None:
@@ -153,8 +153,13 @@ class Guarded(Policy):
     def judged(self) -> bool:
         """Weigh anew. Returns whether all ranks have changed."""
         before, debt = self.weight, self._debt
-        self.weight = 1.0 if debt <= 0 else 0.5 if debt <= self._credit else 0.0
+        self.weight = self._worth(debt)
+        if self.weight > before:  # the way back is a little longer than the way down, so that it is not gone every step
+            self.weight = max(before, self._worth(debt + LOSS * self.shadow.blocks))
         return self.weight != before
+
+    def _worth(self, debt: float) -> float:
+        return 1.0 if debt <= 0 else 0.5 if debt <= self._credit else 0.0
 
     def started(self, owner: str, now: float) -> None:
         self.policy.started(owner, now)

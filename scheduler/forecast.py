@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PATIENCE = 10.0  # seconds for which a foretold use may be overdue, or as long as it was foretold ahead if that is more
-STALLED = 1.0  # the same of the soonest use of a run of which no step runs: with that all that it foretold lapses
+STALLED = 1.0  # the same of the next step of a run that stands still: then all that it foretold lapses
 
 Key = tuple[str, str]
 """An owner on a worker: worker, owner."""
@@ -50,6 +50,10 @@ class Forecast:
             self._add((worker, owner), run, now + wait, now + lapses)
             changed[worker, owner] = None
         return self._foretold(changed)
+
+    def workers(self, run: str) -> dict[str, None]:
+        """Where something is foretold of the run."""
+        return {worker: None for worker, _ in self._keys.get(run, ())}
 
     def next_use(self, key: Key) -> float | None:
         """What is foretold of an owner."""

@@ -2,8 +2,7 @@
 
 Steps-to-execution as in KVFlow (section 1.2: running = 0, AND = max + 1, OR = min + 1, loops legal), for k-of-n the
 k-th smallest + 1, by Knuth's generalisation of Dijkstra's algorithm (1977): O(E log E). Next use is the same recursion
-in seconds. The chance of a role is that of the way by which it runs earliest: the product of its edges, at a join that
-of the least likely arrival.
+in seconds.
 """
 
 from __future__ import annotations
@@ -30,10 +29,6 @@ class _Edge:
     count: float
     gap: float
     back: bool
-
-
-_Arrival = tuple[float, int, _Edge, float, float]
-"""Tokens that arrive at a role: time, number, edge, tokens, the chance that they do."""
 
 
 class Foresight:
@@ -72,23 +67,13 @@ class Foresight:
 
         An "all" waits for the running and the expected steps before it, and for no source that cannot run any more.
         """
-        return self._named(position, self._earliest(position, {}, self._steps, 1.0)[0])
+        return self._earliest(position, {}, self._steps, 1.0)
 
     def next_use(self, position: Position, left: Mapping[str, float] | None = None) -> dict[str, float]:
         """Seconds until each role can run, at the earliest. `left`: seconds left of the steps that run, else all less
         what has passed. What should have come long ago is not waited for.
         """
-        return self._named(position, self._earliest(position, self._left(position, left), self._seconds, None)[0])
-
-    def next_need(self, position: Position) -> dict[str, float]:
-        """`next_use` over the chance that it comes to that: what is needed in t seconds with chance p is worth keeping
-        as what is surely needed in t / p, both by their retention index.
-        """
-        start, chance = self._earliest(position, self._left(position, None), self._seconds, None)
-        return self._named(position, [time / p for time, p in zip(start, chance, strict=True)])
-
-    def _named(self, position: Position, start: list[float]) -> dict[str, float]:
-        return {role: 0.0 if position.running.get(role) else start[i] for i, role in enumerate(self.template.order)}
+        return self._earliest(position, self._left(position, left), self._seconds, None)
 
     def _left(self, position: Position, left: Mapping[str, float] | None) -> dict[str, float]:
         given = left or {}
@@ -98,9 +83,11 @@ class Foresight:
             if role in self._place
         }
 
-    def _at_hand(self, position: Position, left: Mapping[str, float], unit: float | None) -> list[_Arrival]:
-        """When the tokens of the steps that run or have finished arrive."""
-        hand: list[_Arrival] = []
+    def _at_hand(
+        self, position: Position, left: Mapping[str, float], unit: float | None
+    ) -> list[tuple[float, int, _Edge, float]]:
+        """When the tokens of the steps that run or have finished arrive: (time, number, edge, tokens)."""
+        hand: list[tuple[float, int, _Edge, float]] = []
         for steps, waits in ((position.running, left), (position.finished, {})):
             for role, number in steps.items():
                 passed = 0.0 if unit is not None or steps is position.running else position.rests.get(role, 0.0)
@@ -108,31 +95,27 @@ class Foresight:
                     if passed > edge.gap + max(edge.gap, PATIENCE):
                         continue
                     time = waits.get(role, 0.0) + (max(0.0, edge.gap - passed) if unit is None else unit)
-                    hand.append((time, len(hand), edge, number * edge.count, edge.probability))
+                    hand.append((time, len(hand), edge, number * edge.count))
         for key, tokens in position.open.items():
             if found := self._edges.get(key):
-                hand.append((found.gap if unit is None else unit, len(hand), found, tokens, found.probability))
+                hand.append((found.gap if unit is None else unit, len(hand), found, tokens))
         return hand
 
     def _earliest(
         self, position: Position, left: Mapping[str, float], seconds: list[float], unit: float | None
-    ) -> tuple[list[float], list[float]]:
-        """Settle roles in the order of their earliest start; an edge costs `unit`, or its gap where that is None.
-
-        Returns when each role starts, and with what chance.
-        """
+    ) -> dict[str, float]:
+        """Settle roles in the order of their earliest start; an edge costs `unit`, or its gap where that is None."""
         heap = self._at_hand(position, left, unit)
         waits, missing = self._awaited(position, heap) if self._barriers else ({}, {})
         heapq.heapify(heap)
         number = len(heap)
         need = list(self._needs)
-        start, chance = [NEVER] * len(self._joins), [1.0] * len(self._joins)
+        start = [NEVER] * len(self._joins)
         while heap:
-            time, _, edge, tokens, likely = heapq.heappop(heap)
+            time, _, edge, tokens = heapq.heappop(heap)
             role = edge.target
             if start[role] < NEVER:
                 continue
-            chance[role] = min(chance[role], likely)
             if role not in missing:
                 need[role] -= tokens
             elif edge.back:
@@ -147,18 +130,20 @@ class Foresight:
             for ahead in self._out[role]:
                 number += 1
                 arrival = time + seconds[role] + (ahead.gap if unit is None else unit)
-                tokens = ahead.count * self._width[role]
-                heapq.heappush(heap, (arrival, number, ahead, tokens, chance[role] * ahead.probability))
-        return start, chance
+                heapq.heappush(heap, (arrival, number, ahead, ahead.count * self._width[role]))
+        running = position.running
+        return {role: 0.0 if running.get(role) else start[i] for i, role in enumerate(self.template.order)}
 
-    def _awaited(self, position: Position, hand: list[_Arrival]) -> tuple[dict[_Edge, int], dict[int, int]]:
+    def _awaited(
+        self, position: Position, hand: list[tuple[float, int, _Edge, float]]
+    ) -> tuple[dict[_Edge, int], dict[int, int]]:
         """Per edge into an "all", how many arrivals it waits for, and per "all" how many of its edges wait.
 
         It waits for the steps that run or have finished, and for a future one where there are none, or where the steps
         before have more to bring. A source that cannot run at all is not waited for.
         """
         waits: dict[_Edge, int] = {}
-        for _, _, edge, _, _ in hand:
+        for _, _, edge, _ in hand:
             waits[edge] = waits.get(edge, 0) + 1
         due = {edge.target for edge in waits if edge.probability >= DUE and not edge.back}
         walk = [edge.target for edge in waits]

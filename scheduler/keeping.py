@@ -16,6 +16,7 @@ from scheduler.admission import Gate
 from scheduler.awaited import RETURNING
 from scheduler.estimates import TOOL
 from scheduler.forecast import Forecast, Key
+from scheduler.gaps import Gap
 from scheduler.graph import Branch, Session, Step, Workflow
 from scheduler.habits import answers
 from scheduler.knowledge import Knowledge, latest
@@ -24,6 +25,7 @@ from scheduler.recurrence import Recurrence
 from scheduler.workers import Worker
 
 NEVER = float("inf")
+SOON = 1 / 64  # seconds; what is nearer counts as this near
 GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
 FETCHES = 4  # owners that are fetched ahead at once for one step
 SESSIONS = 256  # of a run, the latest, that are looked at
@@ -43,7 +45,7 @@ class Keeping:
         self._gate = gate
         self._knowledge, self._workers = knowledge, workers
         self._recurrence = Recurrence()
-        self._came: dict[Key, None] = {}  # roles
+        self._came: dict[Key, None] = {}  # roles of which a step has come
         self._dead: dict[Key, None] = {}
         self._waiting: dict[Branch, str] = {}
         self._moved: dict[tuple[str, Workflow], None] = {}
@@ -52,10 +54,11 @@ class Keeping:
 
     def came(self, step: Step, worker: Worker) -> None:
         """A step was sent to a worker."""
-        if worker.advised and step.dispatched is not None:
-            role = (worker.id, role_owner(step.session.workflow.tenant, step.role))
-            if self._recurrence.came(role, step.dispatched):
-                self._came[role] = None
+        if worker.advised:
+            assert step.dispatched is not None
+            key = (worker.id, role_owner(step.session.workflow.tenant, step.role))
+            self._recurrence.came(key, step.dispatched)
+            self._came[key] = None
         self._waiting.pop(step.branch, None)
         self._dead.pop((worker.id, step.branch.id), None)
         self._note(step, worker)
@@ -70,6 +73,12 @@ class Keeping:
         else:
             self._waiting[step.branch] = worker.id
         self._note(step, worker)
+
+    def broke(self, step: Step) -> None:
+        """A step has ended, but not well: its run goes on without it, or not at all."""
+        worker = self._advised(step.decision.worker if step.decision else "")
+        if worker is not None:
+            self._note(step, worker)
 
     def dead(self, session: Session, worker: str | None = None) -> None:
         """What a session holds is dead, on all its workers or on one that it has left."""
@@ -109,9 +118,9 @@ class Keeping:
         for branch, worker in self._waiting.items():
             changed.setdefault((worker, branch.id), self.forecast.next_use((worker, branch.id)))
             self._branches[branch.id] = branch
-        for role in self._came:
-            if self.forecast.next_use(role) is None:
-                changed[role] = None
+        lapsed, known = self._recurrence.lapsed(now), self._recurrence.gap
+        for key in [*lapsed, *(one for one in self._came if known(one) is not None)]:
+            changed.setdefault(key, self.forecast.next_use(key))
         for (worker, owner), at in changed.items():
             if (worker, owner) not in self._dead and self._advised(worker) is not None:
                 advice.append(Retain(worker, owner, self._hint(worker, owner, at, now)))
@@ -141,8 +150,11 @@ class Keeping:
         return [Prefetch(worker, branch.id, HORIZON) for worker in fetching]
 
     def _note(self, step: Step, worker: Worker) -> None:
+        """What is foretold of the step's run may have changed there, and wherever something was."""
         if worker.advised:
-            self._moved[worker.id, step.session.workflow] = None
+            workflow = step.session.workflow
+            for name in {worker.id: None} | self.forecast.workers(_name(workflow)):
+                self._moved[name, workflow] = None
 
     def _advised(self, name: str) -> Worker | None:
         worker = self._workers.get(name)
@@ -151,23 +163,23 @@ class Keeping:
     def _foretold(self, now: float) -> dict[Key, float | None]:
         """The owners whose next use by the graph may have changed."""
         changed: dict[Key, float | None] = {}
-        for workflow in self._over:
+        over, moved, self._over, self._moved = self._over, self._moved, {}, {}
+        for workflow in over:
             changed |= self.forecast.over(_name(workflow))
-        for name, workflow in self._moved:
+        for name, workflow in moved:
             worker = self._advised(name)
-            if worker is not None and workflow not in self._over:
+            if worker is not None and workflow not in over:
                 waits, branches = self._owners(workflow, worker, now)
                 self._branches |= branches
                 still = not any(session.running for session in workflow.sessions.values())
                 changed |= self.forecast.moved(_name(workflow), name, waits, now, still)
-        self._over, self._moved = {}, {}
         return changed | self.forecast.lapsed(now)
 
     def _owners(self, workflow: Workflow, worker: Worker, now: float) -> tuple[dict[str, float], dict[str, Branch]]:
         """Seconds until the owners of a run on a worker run, as far as its graph says; and the branches among them."""
         if not self._knowledge.several_roles(workflow):
             return {}, {}  # of a single role, its sessions' gaps say more
-        waits = {role: wait for role, wait in self._knowledge.next_needs(workflow, now).items() if wait < NEVER}
+        waits = {role: wait for role, wait in self._knowledge.next_uses(workflow, now).items() if wait < NEVER}
         owners = {role_owner(workflow.tenant, role): wait for role, wait in waits.items()}
         branches: dict[str, Branch] = {}
         idle: dict[str, list[Session]] = {}
@@ -197,19 +209,26 @@ class Keeping:
     def _hint(self, worker: str, owner: str, at: float | None, now: float) -> Hint:
         branch = self._branches.get(owner)
         leased = branch is None or self._gate.leased(branch.session, worker)  # a role has no gate to pass
-        if at is not None:
-            return Hint(now, next_use=at, leased=leased)
-        if branch is None:
-            since, gap = self._recurrence.gap((worker, owner)) or (now, None)
-        else:
-            last = branch.last
-            if last is None or last.finished is None:
-                return Hint(now)
-            since = last.finished
-            gap = self._knowledge.gap(branch).unlikely(1.0 - self._gate.returning(branch.session, worker))
-        if gap is None:
-            return Hint(now)
+        if branch is not None:
+            waits = self._idle(branch, worker) if at is None else None
+        elif (waits := self._recurrence.gap((worker, owner))) is not None and at is not None:
+            waits = waits if _sooner(*waits, at, now) else None
+        if waits is None:
+            return Hint(now) if at is None else Hint(now, next_use=at, leased=leased)
+        since, gap = waits
         return Hint(since, gap=gap, hold=gap.quantile(RETURNING), reuse=1 - gap.never, leased=leased)
+
+    def _idle(self, branch: Branch, worker: str) -> tuple[float, Gap] | None:
+        """Since when a branch waits for its next step, and its gap."""
+        if branch.last is None or branch.last.finished is None:
+            return None
+        never = 1.0 - self._gate.returning(branch.session, worker)
+        return branch.last.finished, self._knowledge.gap(branch).unlikely(never)
+
+
+def _sooner(since: float, gap: Gap, at: float, now: float) -> bool:
+    """Whether a use is likelier soon by this gap than where it is foretold for `at`: by their retention indices."""
+    return gap.index(max(now - since, SOON)) * max(at - now, SOON) > 1
 
 
 def _latest_sessions(workflow: Workflow) -> list[Session]:

@@ -197,20 +197,20 @@ class Knowledge:
             next=self._next(workflow),
         )
 
-    def next_needs(self, workflow: Workflow, now: float) -> Mapping[str, float]:
-        """Seconds from `now` until each role of the run's template can run, at the earliest, over the chance of that.
+    def next_uses(self, workflow: Workflow, now: float) -> Mapping[str, float]:
+        """Seconds from `now` until each role of the run's template can run, at the earliest.
 
         Cheaper than `ahead`, as it waits until a tenth more has been learned before it looks at the template anew.
         """
         foresight = self._lately(program_of(workflow)).foresight
-        return foresight.next_need(workflow.progress.position(foresight.template, now))
+        return foresight.next_use(workflow.progress.position(foresight.template, now))
 
     def repeats(self, workflow: Workflow, role: str) -> bool:
         """Whether in the run's template a step of the role can come right after another one. As `several_roles`."""
         return self._lately(program_of(workflow)).foresight.repeats(role)
 
     def several_roles(self, workflow: Workflow) -> bool:
-        """Whether the run's template knows more than one role. O(1), but for what `next_needs` has to look at anew."""
+        """Whether the run's template knows more than one role. O(1), but for what `next_uses` has to look at anew."""
         return len(self._lately(program_of(workflow)).foresight.template.order) > 1
 
     def prospects(self, workflow: Workflow, now: float, dice: Dice, draws: int) -> tuple[list[Rest], float]:

@@ -227,6 +227,7 @@ class Scheduler:
         step.session.running -= 1
         if state != g.FINISHED:
             self.knowledge.failed(step)
+            self.keeping.broke(step)
         self.graph.touch(step.session, now)
         followable = step.session.named or step.session.workflow.named or step.link
         if not followable or step.session.ended:
@@ -288,8 +289,7 @@ class Scheduler:
                 self.workers[worker].sessions.discard(session)
 
     def _failed(self, event: StepFailed, now: float) -> list[Action]:
-        step = self.running.get(event.step)
-        if step is None:
+        if (step := self.running.get(event.step)) is None:
             return []
         if not event.retryable or step.decision is None:
             self._settle(step, g.FAILED, now)

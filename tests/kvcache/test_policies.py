@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from kvcache.belady import Belady
 from kvcache.kvflow import KVFlow
 from kvcache.policies import POLICIES
-from kvcache.policy import DEAD, Foretold, Hint, Policy
+from kvcache.policy import DEAD, UNKNOWN, Foretold, Hint, Policy
 from kvcache.retention import Retention
 from kvcache.saga import Saga
+from scheduler.gaps import GAPS, Gap
 from tests.kvcache.stacks import Run, order_of
 
+GAP = Gap(GAPS.log_normal(5.0, 1.0), 0.1)
 GUIDED = [Retention, KVFlow, Belady]
 ALL = [*GUIDED, Saga]
 HINT = Hint(since=0, steps=1, next_use=50, hold=500, reuse=0.9, leased=True)
@@ -31,6 +33,20 @@ def informed(kind: type[Foretold], *owners: str) -> Foretold:
 def test_every_policy_has_its_name() -> None:
     assert {name: kind.name for name, kind in POLICIES.items()} == {name: name for name in POLICIES}
     assert set(POLICIES) == {"lru", "saga", "kvflow", "belady", "retention"}
+
+
+def test_who_is_told_nothing_waits_as_others_who_have_had_a_step_and_not_as_a_role() -> None:
+    def rank(*told: str) -> tuple[int, float]:
+        policy = Retention()
+        policy.started("other", 0)
+        policy.finished("other", 1000, 0)
+        policy.told({owner: Hint(0, gap=GAP, leased=True) for owner in told}, 0)
+        policy.started("new", 1)
+        policy.finished("new", 1000, 1)
+        return policy.rank(Run(("new",), 1), 2)
+
+    assert rank("role") == rank() == (UNKNOWN, 1)
+    assert rank("other") == rank("other", "role") > (UNKNOWN, 1)
 
 
 @pytest.mark.parametrize("kind", GUIDED)

@@ -11,7 +11,7 @@ import pytest
 from kvcache.keeper import Keeper
 from kvcache.policy import DEAD, KNOWN, UNKNOWN, Hint, Policy
 from kvcache.retention import Retention
-from kvcache.shadow import CREDIT, LOSS, Guarded, Shadow
+from kvcache.shadow import CREDIT, LOSS, SAVED, Guarded, Shadow
 from tests.kvcache.engine import Engine, Step
 from tests.kvcache.stacks import Run
 
@@ -310,3 +310,35 @@ def test_the_way_back_is_a_debt_repaid_by_what_lru_would_have_missed() -> None:
         weights.append(guard.weight)
     assert sorted(weights) == weights
     assert set(weights) == {0.0, 0.5, 1.0}
+
+
+def test_what_was_gained_may_be_lost_again_up_to_half_a_cache() -> None:
+    guard = Guarded(Retention(), Shadow(800))
+    gained = [f"g{n}" for n in range(800)]
+    for _ in range(3):
+        guard.shadow.clear()
+        guard.looked("s", gained, 800)
+        guard.freed("s", gained, 800)
+    lose(guard, int(800 * SAVED))
+    assert not guard.judged()
+    assert guard.weight == 1.0
+    lose(guard, int(800 * CREDIT))
+    guard.judged()
+    assert guard.weight == 0.5
+    lose(guard, 10)
+    guard.judged()
+    assert guard.weight == 0.0
+
+
+def test_on_the_edge_trust_does_not_come_and_go_with_every_step() -> None:
+    guard = Guarded(Retention(), Shadow(800))
+    lose(guard, int(800 * CREDIT) + 1)
+    changes = 0
+    for number in range(200):
+        lose(guard, 1)
+        changes += guard.judged()
+        guard.shadow.clear()
+        guard.looked("s", [f"n{number}"], 1)
+        guard.freed("s", [f"n{number}"], 1)
+        changes += guard.judged()
+    assert changes <= 4

@@ -63,25 +63,29 @@ def test_of_a_run_that_stands_still_all_lapses_once_its_next_step_is_overdue() -
     assert not forecast._uses
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.1, 30.0), st.booleans()), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.1, 30.0), st.sampled_from("ers")), max_size=40))
 def test_what_is_told_is_the_soonest_of_what_was_foretold_and_nothing_outlives_its_run(
-    moves: list[tuple[int, float, bool]],
+    moves: list[tuple[int, float, str]],
 ) -> None:
+    """A run ends, runs on, or stands still."""
+    waits = {"plan": 2.0, "work": 6.0, "check": 27.0}
     forecast, now = Forecast(), 0.0
     told: dict[Key, float | None] = {}
-    live: dict[str, float] = {}
-    for number, seconds, ends in moves:
+    live: dict[str, tuple[float, bool]] = {}
+    for number, seconds, what in moves:
         now += seconds
         run = f"run-{number}"
         told.update(forecast.lapsed(now))
-        if ends:
+        if what == "e":
             told.update(forecast.over(run))
             live.pop(run, None)
         else:
-            told.update(forecast.moved(run, "w", WAITS, now))
-            live[run] = now
-        for owner, wait in WAITS.items():
-            due = [since + wait for since in live.values() if since + wait + max(10.0, wait) > now]
+            told.update(forecast.moved(run, "w", waits, now, still=what == "s"))
+            live[run] = now, what == "s"
+        assert forecast.workers(run) == ({"w": None} if what != "e" else {})
+        for owner, wait in waits.items():
+            lasts = wait + max(10.0, wait)
+            due = [since + wait for since, still in live.values() if since + (4.0 if still else lasts) > now]
             known = told.get(("w", owner))
             assert (known is None and not due) or abs((known or 0.0) - min(due)) < 1e-6
     for number in range(4):

@@ -26,7 +26,6 @@ class Seen:
         self.template = template
         foresight, expectation = Foresight(template, floor), Expectation(template)
         self.steps_to_execution, self.next_use = foresight.steps_to_execution, foresight.next_use
-        self.next_need = foresight.next_need
         self.visits, self.reach, self.remaining = expectation.visits, expectation.reach, expectation.remaining
 
 
@@ -246,22 +245,6 @@ def test_the_unlikely_does_not_count_as_the_earliest_below_the_floor() -> None:
     assert foresight(*edges, floor=0.1).steps_to_execution(running("a"))["c"] == 2
     never = foresight(("a", "b", 1), ("a", "c", 0.0))
     assert never.steps_to_execution(running("a"))["c"] == inf
-
-
-def test_what_is_needed_by_chance_counts_as_so_much_later() -> None:
-    way = foresight(("plan", "work", 0.5, 1, 3.0), ("work", "check", 0.5, 1, 3.0), ("plan", "stop", 1, 1, 8.0))
-    assert way.next_use(finished("plan")) == {"plan": inf, "work": 3.0, "check": 7.0, "stop": 8.0}
-    assert way.next_need(finished("plan")) == {"plan": inf, "work": 6.0, "check": 28.0, "stop": 8.0}
-    assert way.next_need(running("work"))["work"] == 0.0
-
-
-def test_the_chance_of_an_or_is_that_of_its_earliest_way_and_of_an_and_that_of_its_least_likely() -> None:
-    for join, need in ((ANY, 2.0 / 0.5), (ALL, 4.0 / 0.25)):
-        way = foresight(
-            ("plan", "a", 0.5, 1, 1.0), ("plan", "b", 0.25, 1, 3.0), ("a", "end"), ("b", "end"),
-            plan={"seconds": 0}, a={"seconds": 1}, b={"seconds": 1}, end={"join": join},
-        )  # fmt: skip
-        assert way.next_need(finished("plan"))["end"] == need
 
 
 def test_an_empty_position_has_nothing_to_come() -> None:

@@ -10,6 +10,7 @@ from scheduler.events import (
     FirstToken,
     ResidencyChanged,
     StepArrived,
+    StepCancelled,
     StepFailed,
     StepFinished,
     Tick,
@@ -60,13 +61,13 @@ class Core:
     def stage(self, run: str, role: str, now: float, after: tuple[str, ...] = ()) -> Dispatch:
         return self.arrive(run, role, now, role=role, template="stages", after=after)
 
-    def round(self, run: str) -> dict[str, str]:
+    def round(self, run: str, start: float = 0.0) -> dict[str, str]:
         """One round of the stages, a second each; the branch of each role."""
         branches = {}
         before: tuple[str, ...] = ()
         for number, role in enumerate(STAGES["nodes"]):
-            sent = self.stage(run, role, float(number), before)
-            self.finish(sent, number + 1.0)
+            sent = self.stage(run, role, start + number, before)
+            self.finish(sent, start + number + 1.0)
             branches[role], before = branch(sent), (role,)
         return branches
 
@@ -127,15 +128,88 @@ def test_a_role_of_which_no_graph_says_anything_is_foretold_by_how_often_its_ste
 def test_a_role_goes_by_its_steps_again_once_no_graph_says_when_it_runs() -> None:
     core = Core()
     core.round("one")
-    core.round("two")
-    core.stage("two", "plan", 20.0, ("check",))
+    core.round("two", 60.0)
+    core.stage("two", "plan", 63.5, ("check",))
     work = role_owner("t", "work")
-    assert retained(core.told(20.0))[work].hint.next_use is not None
-    core.scheduler.handle(WorkflowFinished("t", "one"), 21.0)
-    core.scheduler.handle(WorkflowFinished("t", "two"), 21.0)
-    hint = retained(core.told(21.1))[work].hint
-    assert (hint.next_use, hint.since) == (None, 1.0)
+    assert retained(core.told(63.5))[work].hint.next_use is not None
+    core.scheduler.handle(WorkflowFinished("t", "one"), 64.0)
+    core.scheduler.handle(WorkflowFinished("t", "two"), 64.0)
+    hint = retained(core.told(64.1))[work].hint
+    assert (hint.next_use, hint.since, hint.reuse) == (None, 61.0, 0.98)
     assert hint.gap is not None
+    assert hint.hold == hint.gap.quantile(0.95)
+
+
+def test_a_role_whose_steps_come_sooner_than_the_graph_says_goes_by_them() -> None:
+    core = Core()
+    core.round("first")
+    core.stage("first", "work", 100.0, ("plan",))
+    plan, work = role_owner("t", "plan"), role_owner("t", "work")
+    for number in range(6):
+        now = 101.0 + 3 * number
+        core.finish(core.arrive(f"run-{number}", "main", now, role="plan"), now + 0.1)
+        told = retained(core.told(now + 0.2))
+    assert told[plan].hint.gap is not None, "every 3 s; the graph says in half a minute"
+    hints = retained(core.told(117.0))
+    core.stage("second", "plan", 118.0)
+    hints = retained(core.told(118.0))
+    assert hints[work].hint.next_use is not None, "in 6 s; its steps came 100 s apart"
+
+
+def test_a_role_that_is_overdue_is_foretold_no_more() -> None:
+    core = Core()
+    for number in range(4):
+        core.finish(core.arrive(f"run-{number}", "main", 2.0 * number, role="plan"), 2.0 * number + 1)
+        core.told(2.0 * number + 1.1)
+    hint = retained(core.told(4000.0))[role_owner("t", "plan")].hint
+    assert (hint.gap, hint.next_use, hint.leased) == (None, None, False)
+    assert core.told(4001.0) == []
+
+
+def test_the_roles_of_two_tenants_are_two() -> None:
+    core = Core()
+    for number, tenant in enumerate("abab"):
+        identity = Identity(workflow=f"run-{number}", session="main", tenant=tenant, role="plan")
+        core.scheduler.handle(StepArrived(f"t{number}", "m", identity), 2.0 * number)
+        told = retained(core.told(2.0 * number + 0.1))
+    assert told.keys() == {role_owner("b", "plan")}
+    assert told[role_owner("b", "plan")].hint.since == 6.0
+
+
+@pytest.mark.parametrize("ends", ["finishes", "is cancelled", "fails"])
+def test_what_is_foretold_of_a_run_that_stands_still_lapses_when_its_next_step_is_overdue(ends: str) -> None:
+    core = Core()
+    core.round("run")
+    sent = core.stage("run", "plan", 100.0, ("check",))
+    assert role_owner("t", "check") in retained(core.told(100.0))
+    if ends == "finishes":
+        core.finish(sent, 101.0)
+    elif ends == "fails":
+        core.scheduler.handle(StepFailed(sent.step, "x", retryable=False), 101.0)
+    else:
+        core.scheduler.handle(StepCancelled(sent.step), 101.0)
+    core.told(101.1)
+    if ends == "finishes":
+        assert core.scheduler.keeping.forecast._uses
+        core.told(104.0)
+    assert not core.scheduler.keeping.forecast._uses
+
+
+def test_a_run_stands_still_nowhere_as_long_as_it_runs_somewhere() -> None:
+    core = Core(workers=2)
+    core.round("run")
+    core.told(3.0)
+    here = next(iter(core.scheduler.keeping.forecast.workers("t\0run")))
+    there = "w1" if here == "w0" else "w0"
+    identity = Identity(workflow="run", session="other", tenant="t", role="plan", template="stages", after=("check",))
+    core.scheduler.handle(StepArrived("far", "m", identity, pinned=there), 3.5)
+    core.told(3.6)
+    core.told(8.0)
+    assert set(core.scheduler.keeping.forecast.workers("t\0run")) == {here, there}
+    core.scheduler.handle(StepFinished("far", Usage(100, 0, 10), "tool_calls", Answer()), 8.5)
+    core.told(8.6)
+    core.told(12.0)
+    assert not core.scheduler.keeping.forecast._uses
 
 
 def test_the_graph_foretells_roles_and_the_one_session_that_has_the_role() -> None:

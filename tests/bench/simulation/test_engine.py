@@ -378,5 +378,27 @@ def test_a_policy_that_loses_to_lru_is_not_followed(tier: float) -> None:
         patch.setattr(guard, "Guarded", Blind)
         unguarded, _ = prefilled(OursAverse)
     assert engine._guard is not None
-    assert engine._guard.device.weight == engine._guard.host.weight < 1.0
+    assert engine._guard.device.weight == engine._guard.host.weight
+    assert tier or engine._guard.device.weight < 1.0, "with a tier it has been trusted again"
     assert lru <= averse < 0.96 * unguarded
+
+
+def test_all_ranks_change_when_trust_is_lost() -> None:
+    changed: list[float] = []
+    watch = guard.Guard(Averse(), Averse(), 100, 8, changed.append)
+    prompt = Piece("p", 400)
+    for number in range(3):
+        watch.looked(number, prompt, 400, 0, (0, 50), float(number))
+        watch.freed(number, prompt, 400, 50, number + 0.5)
+    assert changed == [1.0]
+    assert watch.device.weight == watch.host.weight == 0.0
+
+
+def test_what_runs_leaves_no_room_in_the_modelled_shadow() -> None:
+    watch = guard.Guard(Policy(), Policy(), 10, 8, lambda now: None)
+    kept, other = Piece("kept", 32), Piece("other", 64)
+    watch.looked(1, kept, 32, 0, (0, 4), 0.0)
+    watch.freed(1, kept, 32, 4, 1.0)
+    watch.looked(2, other, 0, 0, (0, 8), 2.0)
+    watch.looked(3, kept, 32, 0, (8, 10), 3.0)
+    assert watch.device.shadow.lru == 2
