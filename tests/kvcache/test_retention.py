@@ -59,7 +59,9 @@ def test_a_session_of_which_nothing_was_told_yet_waits_as_others_do_once_its_ste
     policy.started("f", 0)
     policy.finished("f", 100, 1)
     assert policy.rank(Run("f", 1), 2)[0] == UNKNOWN, "nothing was ever told"
-    policy.told({"o": Hint(since=0, gap=TOOL, leased=True)}, 1)
+    policy.started("o", 0)
+    policy.finished("o", 100, 1)
+    policy.told({"o": Hint(since=1, gap=TOOL, leased=True)}, 1)
     policy.started("n", 2)
     policy.finished("n", 100, 30)
     assert policy.rank(Run("n", 30), 30.2) == (LEASED, pytest.approx(worth(Hint(since=30, gap=TOOL), 30.2)))
