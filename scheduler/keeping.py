@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 from kvcache.policy import Hint
+from kvcache.retention import SOON
 from scheduler.actions import Advice, Prefetch, Release, Retain
 from scheduler.admission import Gate
 from scheduler.awaited import RETURNING
@@ -25,7 +26,6 @@ from scheduler.recurrence import Recurrence
 from scheduler.workers import Worker
 
 NEVER = float("inf")
-SOON = 1 / 64  # seconds; what is nearer counts as this near
 GONE = 0.98  # the chance that it never returns, from which on a session that has long been quiet is given up
 FETCHES = 4  # owners that are fetched ahead at once for one step
 SESSIONS = 256  # of a run, the latest, that are looked at
@@ -65,7 +65,7 @@ class Keeping:
 
     def ended(self, step: Step) -> None:
         """A step has ended well: its branch waits for the next one from now on, or has answered for good."""
-        worker = self._advised(step.decision.worker if step.decision else "")
+        worker = self._sent_to(step)
         if worker is None:
             return
         if self._gate.habits.answered(step):
@@ -76,7 +76,7 @@ class Keeping:
 
     def broke(self, step: Step) -> None:
         """A step has ended, but not well: its run goes on without it, or not at all."""
-        worker = self._advised(step.decision.worker if step.decision else "")
+        worker = self._sent_to(step)
         if worker is not None:
             self._note(step, worker)
 
@@ -131,7 +131,7 @@ class Keeping:
 
     def ahead(self, step: Step, now: float) -> list[Advice]:
         """The step decodes: what its run needs soon, where its worker can fetch it from the host tier."""
-        worker = self._advised(step.decision.worker if step.decision else "")
+        worker = self._sent_to(step)
         if worker is None or not worker.fetches:
             return []
         waits, _ = self._owners(step.session.workflow, worker, now)
@@ -156,6 +156,9 @@ class Keeping:
             for name in {worker.id: None} | self.forecast.workers(_name(workflow)):
                 self._moved[name, workflow] = None
 
+    def _sent_to(self, step: Step) -> Worker | None:
+        return self._advised(step.decision.worker) if step.decision else None
+
     def _advised(self, name: str) -> Worker | None:
         worker = self._workers.get(name)
         return worker if worker is not None and worker.up and worker.advised else None
@@ -171,8 +174,7 @@ class Keeping:
             if worker is not None and workflow not in over:
                 waits, branches = self._owners(workflow, worker, now)
                 self._branches |= branches
-                still = not any(session.running for session in workflow.sessions.values())
-                changed |= self.forecast.moved(_name(workflow), name, waits, now, still)
+                changed |= self.forecast.moved(_name(workflow), name, waits, now, still=not workflow.running)
         return changed | self.forecast.lapsed(now)
 
     def _owners(self, workflow: Workflow, worker: Worker, now: float) -> tuple[dict[str, float], dict[str, Branch]]:

@@ -150,7 +150,7 @@ def test_a_role_whose_steps_come_sooner_than_the_graph_says_goes_by_them() -> No
         core.finish(core.arrive(f"run-{number}", "main", now, role="plan"), now + 0.1)
         told = retained(core.told(now + 0.2))
     assert told[plan].hint.gap is not None, "every 3 s; the graph says in half a minute"
-    hints = retained(core.told(117.0))
+    core.told(117.0)
     core.stage("second", "plan", 118.0)
     hints = retained(core.told(118.0))
     assert hints[work].hint.next_use is not None, "in 6 s; its steps came 100 s apart"

@@ -218,8 +218,6 @@ def test_a_call_waits_for_all_or_for_as_many_as_it_needs() -> None:
 def test_every_call_ends_once_and_no_block_is_lost(
     shapes: list[tuple[int, int, int, int, float]], tier: float, kv: int, system: type[System]
 ) -> None:
-    from dataclasses import replace
-
     runs = [session(str(i), n, first, more, output, gap) for i, (n, first, more, output, gap) in enumerate(shapes)]
     cluster, calls = play(runs, system, replace(SMALL, kv_tokens=kv * 8), tier)
     assert sum(map(len, calls.values())) == sum(len(run.calls) for run in runs)
